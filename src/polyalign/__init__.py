@@ -1,0 +1,51 @@
+"""polyalign: turn feedback into a better policy.
+
+Importing it loads nothing heavy; each public name brings what it needs on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "PolyalignError": "polyalign.errors:PolyalignError",
+    "catalogue": "polyalign.methods:catalogue",
+    "check": "polyalign.feedback:check",
+    "evaluate": "polyalign.evaluation.api:evaluate",
+    "method": "polyalign.recipe:method",
+    "objective": "polyalign.methods.numeric:objective",
+    "read": "polyalign.feedback:read",
+    "sample": "polyalign.runs.api:sample",
+    "train": "polyalign.runs.api:train",
+}
+"""Where each public name lives, as ``module:attribute``. None may be named like a room: importing
+the room would put the module in its place."""
+
+__all__ = [
+    "PolyalignError",
+    "__version__",
+    "catalogue",
+    "check",
+    "evaluate",
+    "method",
+    "objective",
+    "read",
+    "sample",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        from polyalign.errors import nearest
+
+        raise AttributeError(f"polyalign has no {name!r}. {nearest(name, _PUBLIC)}")
+    module, attribute = _PUBLIC[name].split(":")
+    return getattr(import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

@@ -1,0 +1,1 @@
+"""Policies: language models, controllers, tables: anything that makes a sequence of decisions."""

@@ -1,0 +1,1 @@
+"""Language-model policies over `transformers` and `peft`."""
