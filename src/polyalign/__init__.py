@@ -40,12 +40,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
-        from polyalign.errors import nearest
-
-        raise AttributeError(f"polyalign has no {name!r}. {nearest(name, _PUBLIC)}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, attribute = _PUBLIC[name].split(":")
     return getattr(import_module(module), attribute)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_PUBLIC})
+    return sorted(__all__)
