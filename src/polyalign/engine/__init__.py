@@ -1,0 +1,1 @@
+"""The engine: scores, micro-batches, one normaliser, modules, checkpoints. It knows only policies."""

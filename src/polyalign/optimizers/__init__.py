@@ -1,0 +1,1 @@
+"""How a step is taken: optimizers by name, learning-rate schedules, clipping."""

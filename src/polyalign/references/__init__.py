@@ -1,0 +1,1 @@
+"""What a policy stays close to: named references, and the cache of their log-probabilities."""

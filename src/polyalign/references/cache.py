@@ -1,0 +1,74 @@
+"""Reference log-probabilities that need computing once only.
+
+A value belongs to (weights, encoded row): the cache is made for one frozen reference, and a row is
+known by a hash of its context, steps and mask. Moving references must not use it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from polyalign.protocols import Policy
+from polyalign.types import Batch, Rows
+
+
+def identities(rows: Rows) -> list[str]:
+    """A hash of each row's context, steps and mask, independent of padding."""
+    contexts = [hashlib.sha1(repr(_plain(context)).encode()).digest() for context in rows.contexts]
+    out = []
+    for i in range(len(rows)):
+        used = rows.mask[i].nonzero()
+        t = int(used.max()) + 1 if len(used) else 0
+        digest = hashlib.sha1(contexts[int(rows.context[i])])
+        digest.update(rows.steps[i, :t].cpu().numpy().tobytes())
+        digest.update(rows.mask[i, :t].cpu().numpy().tobytes())
+        out.append(digest.hexdigest())
+    return out
+
+
+def _plain(context: object) -> object:
+    return context.tolist() if isinstance(context, Tensor) else context
+
+
+class Cache:
+    """Per-step log-probabilities of one frozen reference, by row."""
+
+    def __init__(self, reference: Policy) -> None:
+        self.reference = reference
+        self.rows: dict[str, Tensor] = {}
+
+    def fill(self, batch: Batch, cut: Callable[[Batch], list[Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
+        """[N, T] for the batch's rows, and the rows that were computed for it now.
+
+        Rows that are missing are scored in the micro-batches that ``cut`` makes of the whole batch,
+        so that what is computed does not depend on what was known.
+        """
+        names = identities(batch.rows)
+        new: dict[str, Tensor] = {}
+        if any(name not in self.rows for name in names):
+            for units in cut(batch):
+                part = batch.take(units)
+                with torch.no_grad():
+                    logp = self.reference.score(part.rows, frozenset(), part.draws).logp.cpu()
+                for i, name in enumerate(identities(part.rows)):
+                    if name not in self.rows:
+                        new[name] = self.rows[name] = logp[i][: _length(part.rows, i)].clone()
+        first = self.rows[names[0]]
+        out = torch.zeros(batch.rows.mask.shape, dtype=first.dtype)
+        for i, name in enumerate(names):
+            values = self.rows[name]
+            out[i, : len(values)] = values
+        return out, new
+
+    def restore(self, rows: Mapping[str, Tensor]) -> None:
+        """Take rows that an earlier process computed."""
+        self.rows.update(rows)
+
+
+def _length(rows: Rows, i: int) -> int:
+    used = rows.mask[i].nonzero()
+    return int(used.max()) + 1 if len(used) else 0
