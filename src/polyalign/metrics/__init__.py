@@ -1,0 +1,1 @@
+"""Pure functions from numbers to estimates, each with its uncertainty."""
