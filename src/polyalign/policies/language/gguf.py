@@ -8,7 +8,9 @@ integer plus a float16 offset, which float32 holds and bfloat16 would round a se
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import subprocess
 import sys
 import zipfile
@@ -90,7 +92,8 @@ def convert(file: Path, folder: Path, say: Say) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     say(f"converting {file.name} to safetensors")
-    with quiet_transformers():
+    # The bar over tensors comes from tqdm itself and would break into the command's own.
+    with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         model = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, dtype=torch.float32
@@ -103,15 +106,16 @@ def convert(file: Path, folder: Path, say: Say) -> None:
     model.hf_quantizer = None
     # GGUF keeps 1e-5 as the nearest float32; the shortest decimal of that float32 is the original.
     config.rms_norm_eps = float(str(np.float32(config.rms_norm_eps)))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def restore_pre_tokenizer(tokenizer: Any, file: Path) -> None:
-    """Split digits one by one before the byte-level rule, as SmolLM's tokenizer does.
+    r"""Split digits one by one before the byte-level rule, as SmolLM's tokenizer does.
 
     GGUF names this rule (``tokenizer.ggml.pre = smollm``) but `transformers` builds plain
-    GPT-2 splitting from it, under which "\\n\\n1" becomes three tokens instead of the two
+    GPT-2 splitting from it, under which "\n\n1" becomes three tokens instead of the two
     that the model was trained on.
     """
     from gguf import GGUFReader
