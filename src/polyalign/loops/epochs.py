@@ -1,0 +1,123 @@
+"""Epochs over records: offline learning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from polyalign.engine import processes
+from polyalign.errors import DataError
+from polyalign.feedback.records import Record
+from polyalign.feedback.store import dump, load
+from polyalign.feedback.units import assemble, make_units, order
+from polyalign.loops.context import Context
+from polyalign.loops.session import Session
+from polyalign.types import Batch, Needs
+
+
+def run(session: Session) -> None:
+    """Run the current stage over its records, from where the session's position is."""
+    records = stage_records(session)
+    needs = stage_needs(session)
+    settings, position = session.settings, session.position
+    per_epoch = math.ceil(len(records) / settings.batch)
+    steps = step_count(len(records), settings.batch, settings.epochs * session.stage.share)
+    if settings.max_steps is not None:
+        steps = min(steps, settings.max_steps)
+    whole: Batch | None = None
+    while position["stage_step"] < steps:
+        epoch, place = divmod(position["stage_step"], per_epoch)
+        if whole is None or per_epoch > 1 or "mismatched" in needs.statistics | needs.roles:
+            whole = _batch(session, records, needs, epoch, place)
+        row: dict[str, Any] = dict(session.train(session.with_references(whole), steps))
+        finish(session, row, epoch=position["stage_step"] / per_epoch, steps=steps)
+
+
+def finish(
+    session: Session, row: dict[str, Any], *, epoch: float, steps: int, boundary: bool = True
+) -> None:
+    """Tell the hooks of a step that is done; evaluate when it is due.
+
+    ``boundary`` is False inside a rollout, whose samples are not part of the state.
+    """
+    position, every = session.position, session.settings.eval_every
+    row |= {
+        "step": position["step"],
+        "stage": position["stage"],
+        "epoch": round(epoch, 6),
+        "tokens": position["tokens"],
+        "split": "train",
+    }
+    session.hooks.step(session, row)
+    last = position["stage_step"] >= steps
+    if session.eval_records and every and (position["step"] % every == 0 or last):
+        measured = evaluate(session)
+        session.hooks.step(
+            session,
+            {f"eval_{k}": v for k, v in measured.items()}
+            | {k: row[k] for k in ("step", "stage", "epoch", "tokens")}
+            | {"split": "eval"},
+        )
+    if boundary:
+        session.hooks.boundary(session)
+
+
+def evaluate(session: Session) -> dict[str, float]:
+    """The objective's loss and metrics over the evaluation records, as one weighted mean."""
+    needs = stage_needs(session)
+    records = session.eval_records
+    units = make_units(records, processes.mine(list(range(len(records)))), needs, 0, "eval")
+    batch = assemble(units, session.policy.encode)
+    update = next(u for u in session.stage.updates if "policy" in u.trains)
+    index = session.stage.updates.index(update)
+    report = session.engine.evaluate(update, batch, session.states[index])
+    return {"loss": report.loss, **report.metrics}
+
+
+def step_count(records: int, batch: int, epochs: float) -> int:
+    """Optimizer steps of ``epochs`` passes: every pass ends with a smaller step if need be."""
+    return max(1, math.ceil(math.ceil(records / batch) * epochs - 1e-9))
+
+
+def stage_needs(session: Session) -> Needs:
+    """What the stage's updates need together."""
+    total = Needs()
+    for update in session.stage.updates:
+        total = total | update.objective.needs
+    return total
+
+
+def stage_records(session: Session) -> Sequence[Record]:
+    """The stage's records after its data steps; what the steps made is kept for a resumed run."""
+    source = session.stage.streams["data"]
+    if not source.steps:
+        records = session.records
+    else:
+        name = f"stage-{session.position['stage']}-records"
+        kept = session.hooks.get(name)
+        if kept is None:
+            made: Sequence[Record] = list(session.records)
+            for step in source.steps:
+                made = step(made, Context(session))
+            kept = [dump(record) for record in made]
+            session.hooks.put(name, kept)
+        records = [load(data) for data in kept]
+    if not len(records):
+        raise DataError("No example is left to train on.", "Look at the data, or keep a larger share.")
+    return records
+
+
+def _batch(
+    session: Session, records: Sequence[Record], needs: Needs, epoch: int, place: int
+) -> Batch:
+    settings = session.settings
+    count = len(records)
+    shuffled = (
+        order(count, settings.seed, "order", session.position["stage"], epoch)
+        if count > settings.batch
+        else list(range(count))
+    )
+    indices = shuffled[place * settings.batch : (place + 1) * settings.batch]
+    units = make_units(records, processes.mine(indices), needs, settings.seed, epoch)
+    return assemble(units, session.policy.encode)

@@ -1,0 +1,135 @@
+"""Rounds: sample from the policy, judge, credit, update; then again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polyalign.engine import processes
+from polyalign.errors import DataError, NeedsError, NumericsError
+from polyalign.feedback.records import Prompt
+from polyalign.feedback.units import order
+from polyalign.loops.epochs import finish, step_count
+from polyalign.loops.session import Session
+from polyalign.protocols import Rollout
+from polyalign.types import Batch, Rows
+
+
+def run(session: Session) -> None:
+    """Run the current stage: each round takes prompts for one batch of completions.
+
+    A batch of ``settings.batch`` completions is ``batch / n`` prompts with ``n`` completions each; the
+    stage's updates pass over it ``epochs`` times. Raises :class:`NeedsError` without a judge.
+    """
+    if session.judge is None:
+        raise NeedsError(
+            "This method learns from judged samples, and no judge was given.",
+            "Add --judge FILE.py:function, or prompts that carry a verifier.",
+        )
+    prompts = _prompts(session)
+    stage, settings, position = session.stage, session.settings, session.position
+    options = dict(stage.streams["data"].options)
+    n = int(options.pop("n"))
+    how = replace(settings.sampling, **options)
+    size = max(1, settings.batch // n)
+    passes = max(update.epochs for update in stage.updates)
+    steps = passes * step_count(len(prompts), size, settings.epochs * stage.share)
+    if settings.max_steps is not None:
+        steps = min(steps, settings.max_steps)
+    per_epoch = math.ceil(len(prompts) / size)
+    while position["stage_step"] < steps:
+        number = session.loop_state.get("round", 0)
+        epoch, place = divmod(number, per_epoch)
+        shuffled = order(len(prompts), settings.seed, "order", position["stage"], epoch)
+        chosen = [prompts[i] for i in shuffled[place * size : (place + 1) * size]]
+        batch, measured = _collect(session, processes.mine(chosen), n, how, number)
+        session.loop_state["round"] = number + 1
+        for k in range(passes):
+            row: dict[str, Any] = measured | session.train(batch, steps)
+            last = k == passes - 1 or position["stage_step"] >= steps or _done(session, row)
+            finish(session, row, epoch=(number + 1) / per_epoch, steps=steps, boundary=last)
+            if last:
+                break
+
+
+def _done(session: Session, row: dict[str, Any]) -> bool:
+    """Whether an update's ``until`` says that the passes over this rollout are enough."""
+    return any(
+        update.until is not None and row.get(update.until[0], 0.0) > update.until[1]
+        for update in session.stage.updates
+    )
+
+
+def _prompts(session: Session) -> Sequence[Prompt]:
+    prompts = [record for record in session.records if isinstance(record, Prompt)]
+    if not prompts:
+        raise DataError("There is no prompt to answer.", "Give a file with a column 'prompt'.")
+    return prompts
+
+
+def _collect(
+    session: Session, prompts: Sequence[Prompt], n: int, how: Any, number: int
+) -> tuple[Batch, dict[str, float]]:
+    """Sample, judge and credit one rollout: a batch of units "own", and what was measured."""
+    seeds = [session.seed("sample", number, prompt.key, j) for prompt in prompts for j in range(n)]
+    with torch.no_grad():
+        rollout = session.policy.sample([p.prompt for p in prompts], n, how, seeds)
+    repeated = [prompt for prompt in prompts for _ in range(n)]
+    assert session.judge is not None
+    verdict = session.judge(
+        [p.prompt for p in repeated], list(rollout.payloads), [p.meta for p in repeated]
+    )
+    if verdict.score is None:
+        raise NeedsError("The judge gave no scores.", "Return one number for each completion.")
+    reward = verdict.score.double().cpu()
+    if reward.shape != (len(repeated),) or not bool(torch.isfinite(reward).all()):
+        raise NumericsError(
+            f"The judge returned {tuple(reward.shape)} scores for {len(repeated)} completions, or some "
+            "are not finite.",
+            "Return one finite number for each completion, in order.",
+        )
+    rows = Rows.collate(rollout.rows)
+    fields = _credit(session, reward.reshape(-1, n), rows, rollout)
+    weight = torch.tensor([p.weight for p in repeated], dtype=torch.float64)
+    weight = weight * fields.pop("keep", torch.ones_like(weight))
+    units = torch.arange(len(repeated))
+    batch = Batch(
+        rows,
+        {"own": units},
+        weight,
+        fields,
+        tuple(f"{p.key}#{i % n}" for i, p in enumerate(repeated)),
+        old=rollout.old[:, : rows.mask.shape[1]],
+    )
+    return batch, _measure(reward, rows, rollout)
+
+
+def _credit(session: Session, reward: Tensor, rows: Rows, rollout: Rollout) -> dict[str, Tensor]:
+    """Fields of each completion [N, ...] from the rewards [G, K] of the whole rollout."""
+    fields: dict[str, Tensor] = {"reward": reward}
+    if session.stage.credit is not None:
+        lengths = rows.mask.sum(-1).reshape(reward.shape)
+        finished = rollout.finished.reshape(reward.shape).cpu()
+        fields |= session.stage.credit(reward, lengths=lengths, finished=finished)
+    return {name: value.reshape(reward.numel(), *value.shape[2:]) for name, value in fields.items()}
+
+
+def _measure(reward: Tensor, rows: Rows, rollout: Rollout) -> dict[str, float]:
+    lengths = rows.mask.sum(-1).double()
+    values = torch.stack(
+        [reward.sum(), (reward**2).sum(), lengths.sum(), rollout.finished.double().sum().cpu()]
+    )
+    values = processes.total(torch.cat([values, torch.tensor([float(len(reward))])]).double())
+    total, squares, length, finished, count = values.tolist()
+    mean = total / count
+    return {
+        "reward": mean,
+        "reward_std": max(squares / count - mean**2, 0.0) ** 0.5,
+        "completions/mean_length": length / count,
+        "completions/clipped_ratio": 1.0 - finished / count,
+    }
