@@ -193,6 +193,7 @@ class Declaration:
     aliases: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     family: str = ""
+    paper: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def doc(self) -> str:
@@ -263,11 +264,12 @@ def method(
     arxiv: str | None = None,
     aliases: Sequence[str] = (),
     tags: Sequence[str] = (),
+    paper: Mapping[str, Any] | None = None,
 ) -> Callable[[Callable[..., Method]], Declaration]:
     """Declare a method: its function's signature is its hyper-parameter schema.
 
     Every parameter needs a type with its bounds and a default; the docstring's first line is the
-    title. Raises :class:`OptionError` when the id is taken by another function.
+    title. ``paper`` holds the published ``lr``, ``batch`` and ``epochs`` (``--paper-defaults``). Raises :class:`OptionError` when the id is taken by another function.
     """
 
     def declare(make: Callable[..., Method]) -> Declaration:
@@ -282,7 +284,15 @@ def method(
                 )
         title = (inspect.getdoc(make) or id).splitlines()[0]
         declared = Declaration(
-            id, make, feedback, title, arxiv, tuple(aliases), tuple(tags), make.__module__.rsplit(".", 1)[-1]
+            id,
+            make,
+            feedback,
+            title,
+            arxiv,
+            tuple(aliases),
+            tuple(tags),
+            make.__module__.rsplit(".", 1)[-1],
+            dict(paper or {}),
         )
         REGISTRY[id] = declared
         return declared

@@ -1,0 +1,1 @@
+"""Runs: configuration, plan, run folder, resume, and what Python users call."""

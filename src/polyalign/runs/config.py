@@ -1,0 +1,162 @@
+"""The configuration of a training run: one schema for command line, YAML and Python."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from polyalign.errors import OptionError, nearest
+
+
+class Lora(BaseModel):
+    """Low-rank adapters: rank, scale, which linear layers, dropout."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    r: Annotated[int, Field(ge=1)] = 16
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    targets: str | list[str] = "all-linear"
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class TrainConfig(BaseModel):
+    """Everything about a run but the method's own hyper-parameters (``hyper``).
+
+    What is None is chosen by the plan, from the model's size and the machine, and written into
+    ``config.yaml`` and ``plan.json``.
+    """
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+    method: str = Field(description="method id, alias, or FILE.py:function")
+    hyper: dict[str, Any] = Field(default_factory=dict, description="the method's options")
+    model: str = Field(description="model name, folder or hub id")
+    data: list[str] = Field(description="feedback: files, folders or hub names")
+    output: Path = Field(description="run folder")
+    eval_data: list[str] = Field(default_factory=list, description="held-out feedback")
+    columns: dict[str, str] = Field(default_factory=dict, description="our name: your column")
+    limit: Annotated[int, Field(ge=1)] | None = Field(None, description="use the first N examples")
+    rejects: Literal["drop", "stop"] = Field(
+        "drop", description="malformed rows: drop and list them, or stop"
+    )
+
+    epochs: Annotated[float, Field(gt=0)] | None = Field(None, description="passes over the data")
+    max_steps: Annotated[int, Field(ge=1)] | None = Field(None, description="optimizer steps at most")
+    batch: Annotated[int, Field(ge=1)] | None = Field(None, description="units in one optimizer step")
+    micro: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="tokens in one micro-batch at most (memory; never changes the loss)"
+    )
+    lr: Annotated[float, Field(gt=0)] | None = Field(None, description="peak learning rate")
+    module_lr: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="learning rate of value heads and other modules (default lr)"
+    )
+    optimizer: Literal["adamw", "adam", "sgd", "rmsprop"] = "adamw"
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    schedule: Literal["linear", "cosine", "constant", "inverse_sqrt"] = "linear"
+    warmup: Annotated[float, Field(ge=0)] = Field(0.1, description="share (below 1) or steps")
+    clip: Annotated[float, Field(gt=0)] | None = Field(1.0, description="largest gradient norm")
+    seed: Annotated[int, Field(ge=0)] = 0
+    paper_defaults: bool = Field(
+        False, description="take learning rate, batch and epochs of the method's paper"
+    )
+
+    full: bool | None = Field(None, description="train all weights (default: LoRA above 100M)")
+    lora: Lora = Field(default_factory=Lora)
+    dtype: Literal["float32", "bfloat16", "float64"] | None = None
+    device: str | None = Field(None, description="cpu, cuda, mps (default: the best there is)")
+    threads: Annotated[int, Field(ge=1)] | None = Field(None, description="CPU threads")
+    checkpointing: bool = Field(False, description="recompute activations to save memory")
+    max_length: Annotated[int, Field(ge=2)] = Field(1024, description="tokens of prompt + answer")
+    max_prompt_length: Annotated[int, Field(ge=1)] | None = None
+    assistant: Literal["last", "all"] = Field("last", description="which assistant turns are trained")
+    trust_remote_code: bool = Field(False, description="run code that comes with the model")
+
+    eval_every: Annotated[int, Field(ge=0)] = Field(0, description="steps between evaluations")
+    save_every: Annotated[int, Field(ge=0)] = Field(50, description="steps between checkpoints")
+    keep: Annotated[int, Field(ge=1)] = Field(2, description="checkpoints kept")
+    early_stopping: str | None = Field(
+        None, description="stop when this metric no longer improves, e.g. eval_loss"
+    )
+    patience: Annotated[int, Field(ge=1)] = 3
+    loggers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(default_factory=list)
+    samples: Annotated[int, Field(ge=0)] = Field(4, description="prompts sampled before and after")
+    judge: str | None = Field(None, description="verifier, FILE.py:function, or reward-model folder")
+    max_new_tokens: Annotated[int, Field(ge=1)] = 128
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("data", "eval_data", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, (str, Path)) else value
+
+
+def configure(values: Mapping[str, Any]) -> TrainConfig:
+    """Validate a configuration; options that belong to the method may stand beside the others.
+
+    Raises :class:`OptionError` for an unknown option, naming the nearest valid one, for a wrong
+    type and for what is missing.
+    """
+    from polyalign.methods import get
+
+    given = dict(values)
+    if not given.get("method"):
+        raise OptionError("No method is named.", "For example: polyalign train dpo …; see: polyalign methods")
+    declaration = get(str(given["method"]))
+    hyper = dict(given.pop("hyper", None) or {})
+    fields = TrainConfig.model_fields
+    for name in [name for name in given if name not in fields]:
+        if name not in declaration.schema:
+            raise OptionError(
+                f"Neither '{declaration.id}' nor polyalign train has an option '{name}'.",
+                _nearest(name, declaration.schema, fields),
+            )
+        hyper[name] = given.pop(name)
+    declaration.validate(hyper)
+    try:
+        return TrainConfig.model_validate(given | {"method": given["method"], "hyper": hyper})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "missing":
+            raise OptionError(f"The option '{name}' is missing.", _how(name)) from None
+        if first["type"] == "extra_forbidden":
+            raise OptionError(f"There is no option '{name}'.", nearest(name, Lora.model_fields)) from None
+        message = first["msg"][0].lower() + first["msg"][1:]
+        raise OptionError(
+            f"{name}={first['input']!r} is not allowed: {message}.",
+            fields[str(first["loc"][0])].description or "",
+        ) from None
+
+
+def _nearest(name: str, hyper: Mapping[str, Any], fields: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(name, [*hyper, *fields], n=1, cutoff=0.6)
+    if close:
+        return f"Did you mean {close[0]}?"
+    own = ", ".join(hyper) or "none"
+    return f"The method's options: {own}. The run's: {', '.join(fields)}."
+
+
+def _how(name: str) -> str:
+    return {
+        "model": "Add --model smollm2, a folder, or a hub id.",
+        "data": "Add --data FILE; see: polyalign data check FILE",
+        "output": "Add --output FOLDER.",
+    }.get(name, "")
+
+
+def rates(parameters: int, full: bool, supervised: bool) -> float:
+    """The one rule for learning rates: by model size, and LoRA or full.
+
+    At 135 million parameters 1e-5 for all weights and 1e-4 for adapters; it falls with the square
+    root of the size (the fourth root for adapters). Imitation learns at twice that.
+    """
+    ratio = 135e6 / max(parameters, 1)
+    rate = 1e-5 * min(ratio, 4.0) ** 0.5 if full else 1e-4 * min(ratio, 4.0) ** 0.25
+    return float(f"{rate * (2 if supervised else 1):.2g}")
