@@ -1,0 +1,1 @@
+"""Who says which behaviour is better: functions, reward models, verifiers."""
