@@ -8,11 +8,14 @@ configuration (indexes, proxies, certificates).
 
 from __future__ import annotations
 
+import queue
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -35,11 +38,12 @@ class Progress:
             done, total = int(match[1]), int(match[2])
             self.fraction = done / total if total else None
             return
-        if re.match(r"(Collecting|Requirement already satisfied:) ", line):
+        if re.match(r"(Collecting|Processing|Requirement already satisfied:) ", line):
             self.packages += 1
-        elif match := re.match(r"\s*(?:Downloading|Using cached|Processing) (\S+)(.*)", line):
+        source = r"\s*(?:Downloading|Using cached|Processing) (\S+)( \([\d.]+ .?B\))?"
+        if match := re.match(source, line):
             name = match[1].rstrip("/").rsplit("/", 1)[-1]
-            self.doing = "-".join(name.split("-")[:2]) + match[2]
+            self.doing = "-".join(name.split("-")[:2]) + (match[2] or "")
             self.fraction = None
         elif line.startswith("Installing collected packages:"):
             self.doing = f"installing {line.count(',') + 1} packages"
@@ -63,40 +67,82 @@ def pip_install(label: str, arguments: list[str], out: TextIO = sys.stdout) -> i
     command = [sys.executable, "-m", "pip", "install", *arguments]
     if pip_knows_raw_progress():
         command += ["--progress-bar", "raw"]
-    terminal = out.isatty()
-    start = last = time.monotonic()
-    if not terminal:
-        print(f"{label} …", file=out, flush=True)
-    progress, lines = Progress(), []
+    line_of = StatusLine(label, out)
+    progress, kept = Progress(), []
     with LOG.open("a", encoding="utf-8") as log:
         log.write(f"\n$ {' '.join(command)}\n")
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
         )
-        assert process.stdout is not None
-        for line in process.stdout:
-            progress.read(line)
-            if not line.startswith("Progress "):
+        for line in ticking(process):
+            if line:
+                progress.read(line)
+            if line and not line.startswith("Progress "):
                 log.write(line)
-                lines.append(line)
-            now = time.monotonic()
-            if terminal and now - last > 0.1:
-                width = shutil.get_terminal_size().columns - 1
-                text = f"{label} … {progress} {clock(now - start)}"
-                print(f"\r{text[:width]:<{width}}", end="", file=out, flush=True)
-                last = now
-            elif not terminal and now - last > HEARTBEAT_S:
-                print(f"  {progress} ({clock(now - start)})", file=out, flush=True)
-                last = now
+                kept.append(line)
+            line_of.show(str(progress))
         status = process.wait()
-    width = shutil.get_terminal_size().columns - 1 if terminal else 0
-    verdict = "done" if status == 0 else f"failed (pip's exit status {status})"
-    closing = f"{label} … {verdict} ({clock(time.monotonic() - start)})"
-    print(f"\r{closing:<{width}}" if terminal else closing, file=out, flush=True)
+    line_of.close("done" if status == 0 else f"failed (pip's exit status {status})")
     if status != 0:
-        print("".join(lines[-15:]), file=out, end="")
+        print("".join(kept[-15:]), file=out, end="")
         print(f"The whole output of pip is in {LOG}.", file=out, flush=True)
     return status
+
+
+def ticking(process: subprocess.Popen[str]) -> Iterator[str]:
+    """The lines of ``process``, and an empty one whenever it has been silent for a while."""
+    lines: queue.Queue[str | None] = queue.Queue()
+
+    def listen() -> None:
+        for line in process.stdout or ():
+            lines.put(line)
+        lines.put(None)
+
+    threading.Thread(target=listen, daemon=True).start()
+    while True:
+        try:
+            line = lines.get(timeout=0.5)
+        except queue.Empty:
+            yield ""
+            continue
+        if line is None:
+            return
+        yield line
+
+
+class StatusLine:
+    """One line that moves on a terminal; elsewhere one at the start, the end and now and then."""
+
+    def __init__(self, label: str, out: TextIO) -> None:
+        self.label, self.out = label, out
+        self.start = self.last = time.monotonic()
+        self.terminal = out.isatty()
+        if not self.terminal:
+            print(f"{label} …", file=out, flush=True)
+
+    def show(self, text: str) -> None:
+        """Show ``text``, unless the line was shown a moment ago."""
+        now = time.monotonic()
+        if now - self.last < (0.1 if self.terminal else HEARTBEAT_S):
+            return
+        self.last = now
+        if self.terminal:
+            self._overwrite(f"{self.label} … {text} {clock(now - self.start)}")
+        else:
+            print(f"  {text} ({clock(now - self.start)})", file=self.out, flush=True)
+
+    def close(self, verdict: str) -> None:
+        """End the line with ``verdict`` and the time it took."""
+        text = f"{self.label} … {verdict} ({clock(time.monotonic() - self.start)})"
+        if self.terminal:
+            self._overwrite(text)
+            print(file=self.out, flush=True)
+        else:
+            print(text, file=self.out, flush=True)
+
+    def _overwrite(self, text: str) -> None:
+        width = shutil.get_terminal_size().columns - 1
+        print(f"\r{text[:width]:<{width}}", end="", file=self.out, flush=True)
 
 
 def pip_knows_raw_progress() -> bool:

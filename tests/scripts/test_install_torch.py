@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
 
-from scripts import install_torch
+from scripts import install_torch, quiet_pip
 from scripts.install_torch import CPU_INDEX, Machine, decide
 from scripts.quiet_pip import Progress
 
@@ -99,3 +100,33 @@ def test_progress_counts_packages_and_reads_the_bar() -> None:
     assert str(progress) == "1 packages, torch-2.13.0 (190.0 MB) [#####...............]  25%"
     progress.read("Installing collected packages: a, b, c\n")
     assert str(progress) == "1 packages, installing 3 packages"
+
+
+def fake_pip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str) -> None:
+    """Put a shell script in the place of ``python -m pip``."""
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(quiet_pip.sys, "executable", str(python))
+    monkeypatch.setattr(quiet_pip, "LOG", tmp_path / "install.log")
+
+
+def test_an_installation_says_little_and_logs_everything(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake_pip(monkeypatch, tmp_path, "echo Collecting torch; echo 'Progress 1 of 2'")
+    out = io.StringIO()
+    assert quiet_pip.pip_install("PyTorch", ["torch"], out) == 0
+    assert out.getvalue() == "PyTorch …\nPyTorch … done (0:00)\n"
+    assert "Collecting torch" in (tmp_path / "install.log").read_text()
+    assert "Progress" not in (tmp_path / "install.log").read_text().split("raw")[-1]
+
+
+def test_a_failed_installation_shows_what_pip_said_and_where_the_rest_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake_pip(monkeypatch, tmp_path, "echo 'ERROR: No matching distribution' >&2; exit 1")
+    out = io.StringIO()
+    assert quiet_pip.pip_install("PyTorch", ["torch"], out) == 1
+    assert "ERROR: No matching distribution" in out.getvalue()
+    assert str(tmp_path / "install.log") in out.getvalue()
