@@ -1,0 +1,160 @@
+"""Methods: declarations by family, and how they are found.
+
+``catalogue`` reads a generated index, so looking around loads neither torch nor a declaration.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import sys
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from polyalign.errors import OptionError, nearest
+
+if TYPE_CHECKING:
+    from polyalign.recipe import Declaration
+
+GROUP = "polyalign.methods"
+"""Entry-point group in which other packages offer declarations."""
+
+AMBIGUOUS = {
+    "aotpair": ("aot", "aot with form=unpaired (what TRL up to 0.27 called aot_pair)"),
+    "dapo": ("dapo-advantage", "grpo with aggregation=dapo eps_high=0.28"),
+    "rdpo": ("r-dpo", "rdpo-refined", "dpo with loss=robust"),
+    "sdpo": ("sdpo (stepwise references)", "sdpo-segment"),
+    "spo": ("spo-sequential", "spo-self", "spo-minimax", "spo-diffusion"),
+}
+"""Names that mean several methods, folded, with what each may mean."""
+
+OPTIONS = {
+    "aotunpaired": ("aot", "form=unpaired"),
+    "cdpo": ("dpo", "loss=cdpo label_smoothing=0.1"),
+    "cispo": ("grpo", "surrogate=cispo aggregation=dapo beta=0"),
+    "drgrpo": ("grpo", "aggregation=dr_grpo scale=none beta=0"),
+    "gspo": ("grpo", "level=sequence aggregation=gspo eps_low=0.0003 eps_high=0.0004 beta=0"),
+    "hinge": ("slic", "form=hinge-norm"),
+    "robustdpo": ("dpo", "loss=robust label_smoothing=0.1"),
+    "tdpo1": ("tdpo", "variant=tdpo1"),
+    "tdpo2": ("tdpo", "variant=tdpo2"),
+}
+"""Names that are a method at certain options, folded: method and options."""
+
+
+def fold(name: str) -> str:
+    """A name without case, hyphens, underscores and spaces.
+
+    >>> fold("Sim_PO") == fold("simpo")
+    True
+    """
+    return "".join(c for c in name.lower() if c not in "-_ ")
+
+
+@cache
+def _index() -> dict[str, Any]:
+    path = files("polyalign.methods").joinpath("index.json")
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _entry_points() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def catalogue() -> dict[str, dict[str, Any]]:
+    """What is known of every method by id, without importing any.
+
+    Each entry has ``title``, ``arxiv``, ``aliases``, ``tags``, ``feedback``, ``family``, ``verb``,
+    ``hyper`` (name to type, bounds, default), ``doc`` and ``needs``; methods of other packages
+    have ``title`` and ``verb`` only until they are loaded.
+    """
+    found = {name: dict(entry) for name, entry in _index().items()}
+    for name, point in _entry_points().items():
+        found.setdefault(name, {"title": f"(from {point.value})", "verb": "train", "aliases": []})
+    return found
+
+
+def get(name: str, verb: str = "train") -> Declaration:
+    """The declaration of an id, an alias (case and underscores do not matter) or ``FILE.py:function``.
+
+    Raises :class:`OptionError` for an unknown name (naming the nearest), a name that means several
+    methods (listing them), a method's option taken for a method, and the wrong ``verb``.
+    """
+    if ".py:" in name:
+        return _from_file(name)
+    entries = catalogue()
+    names = {fold(id): id for id in entries}
+    for id, entry in entries.items():
+        for alias in entry.get("aliases", ()):
+            names.setdefault(fold(alias), id)
+    key = fold(name)
+    if key in AMBIGUOUS and name not in entries:
+        raise OptionError(
+            f"'{name}' means several methods.", f"Say which: {'; '.join(AMBIGUOUS[key])}."
+        )
+    if key in OPTIONS and key not in names:
+        base, options = OPTIONS[key]
+        raise OptionError(f"'{name}' is {base} at certain options.", f"Use: {base} {options}")
+    if key not in names:
+        listed = [*entries, *(a for entry in entries.values() for a in entry.get("aliases", ()))]
+        raise OptionError(f"There is no method '{name}'.", nearest(name, listed))
+    entry = entries[names[key]]
+    if entry["verb"] != verb:
+        raise OptionError(
+            f"'{name}' does not {verb}.", f"Use: polyalign {entry['verb']} {names[key]}"
+        )
+    return _load(names[key])
+
+
+def _load(id: str) -> Declaration:
+    entry = _index().get(id)
+    if entry is None:
+        return _checked(id, _entry_points()[id].load())
+    module = importlib.import_module(f"polyalign.methods.{entry['family']}")
+    from polyalign.recipe import REGISTRY
+
+    return _checked(f"{module.__name__}:{id}", REGISTRY[id])
+
+
+def _from_file(name: str) -> Declaration:
+    where, _, attribute = name.rpartition(":")
+    path = Path(where).expanduser().resolve()
+    if not path.is_file():
+        raise OptionError(f"There is no file {where}.", "Give FILE.py:function, relative to here.")
+    label = f"polyalign_user_{path.stem}"
+    spec = importlib.util.spec_from_file_location(label, path)
+    if spec is None or spec.loader is None:
+        raise OptionError(f"{where} is not a Python file.", "Give FILE.py:function.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[label] = module
+    try:
+        spec.loader.exec_module(module)
+    except OptionError:
+        raise
+    except Exception as error:
+        raise OptionError(
+            f"{where} could not be loaded: {type(error).__name__}: {error}.",
+            "Run it with python to see where.",
+        ) from error
+    if not hasattr(module, attribute):
+        raise OptionError(
+            f"{where} has no '{attribute}'.",
+            nearest(attribute, [n for n in vars(module) if n[0] != "_"]),
+        )
+    return _checked(name, getattr(module, attribute))
+
+
+def _checked(name: str, found: Any) -> Declaration:
+    from polyalign.recipe import Declaration
+
+    if not isinstance(found, Declaration):
+        raise OptionError(
+            f"{name} is a {type(found).__name__} and no method.",
+            "Decorate it with @polyalign.method(...).",
+        )
+    return found

@@ -1,0 +1,76 @@
+"""Margins that a pairwise difference has to exceed, one number a unit (or one for all)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from polyalign.types import Needs, Scores, needs
+
+
+class Margin(Protocol):
+    """A target for the scaled difference of rewards, from both sides of a pair."""
+
+    @property
+    def needs(self) -> Needs: ...
+
+    def __call__(self, chosen: Scores, rejected: Scores) -> Tensor | float: ...
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same margin for every pair."""
+
+    value: float = 0.0
+
+    @property
+    def needs(self) -> Needs:
+        return Needs()
+
+    def __call__(self, chosen: Scores, rejected: Scores) -> float:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Field:
+    """``scale`` times a number that each unit brings; as a margin or as a weight."""
+
+    name: str
+    scale: float = 1.0
+
+    @property
+    def needs(self) -> Needs:
+        return needs(fields=[self.name])
+
+    def __call__(self, chosen: Scores, rejected: Scores) -> Tensor:
+        return self.scale * chosen.fields[self.name].to(chosen.logp.dtype)
+
+
+@dataclass(frozen=True)
+class SequentialKl:
+    """``scale * (D(rejected) - D(chosen))`` with the sequential forward KL to the reference.
+
+    ``D(y) = sum_t KL(ref(.|x, y_<t) || pi(.|x, y_<t))`` over the whole law at each step.
+    ``push_chosen``: whether gradient raises ``D(chosen)`` (TDPO1) or not (TDPO2).
+    Source: Zeng et al. 2024, arXiv 2404.11999, equations 13 to 17.
+    """
+
+    scale: float
+    push_chosen: bool = False
+
+    @property
+    def needs(self) -> Needs:
+        return needs(references=["ref"], signals=["kl(ref|policy)"])
+
+    def __call__(self, chosen: Scores, rejected: Scores) -> Tensor:
+        kl_chosen = sequential_kl(chosen)
+        if not self.push_chosen:
+            kl_chosen = kl_chosen.detach()
+        return self.scale * (sequential_kl(rejected) - kl_chosen)
+
+
+def sequential_kl(own: Scores) -> Tensor:
+    """``D(y)``: KL(ref || policy) summed over the own steps, nats."""
+    return own.sum(own.signals["kl(ref|policy)"])
