@@ -100,7 +100,7 @@ def scores(cast: Cast, batch: Batch, needs: Needs, trains: Sequence[str], grad: 
 def blank(cast: Cast, batch: Batch, needs: Needs) -> Scores:
     """Scores of zeros: what an objective's weights are read from before anything is scored."""
     mask = batch.rows.mask
-    zeros = torch.zeros(mask.shape, dtype=torch.float32)
+    zeros = torch.zeros(mask.shape, dtype=torch.float64)
     return Scores(
         logp=zeros,
         mask=mask,
@@ -109,7 +109,7 @@ def blank(cast: Cast, batch: Batch, needs: Needs) -> Scores:
         refs={name: zeros for name in needs.references},
         old=zeros if batch.old is not None else None,
         signals={name: zeros for name in needs.signals},
-        fields={name: value.to(torch.float32) for name, value in batch.fields.items()},
+        fields={name: value.to(torch.float64) for name, value in batch.fields.items()},
         modules=cast.modules,
         segment=batch.rows.segment,
     )
