@@ -152,8 +152,8 @@ def test_neighbours_on_one_floor_do_not_import_each_other(
     assert arrows_pointing_up(module)
 
 
-def test_the_pure_rooms_import_only_torch_types_and_errors() -> None:
-    allowed = {"torch", "polyalign", "__future__", *sys.stdlib_module_names}
+def test_the_pure_rooms_import_only_arrays_types_and_errors() -> None:
+    allowed = {"torch", "numpy", "polyalign", "__future__", *sys.stdlib_module_names}
     wrong = [
         f"{module.at(node)} {imported}"
         for module in modules()

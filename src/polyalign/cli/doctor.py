@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -25,11 +26,6 @@ Status = Literal["ok", "note", "missing", "broken"]
 LOGGERS = ("tensorboard", "wandb", "mlflow", "trackio")
 """Optional packages; each attaches to a run as a logger."""
 
-CORE = (
-    ("transformers", "peft", "datasets", "accelerate", "safetensors", "tokenizers")
-    + ("huggingface_hub", "pydantic", "typer", "rich", "jinja2", "plotly", "pyyaml", "gguf")
-    + ("numpy", "filelock")
-)
 GIB = 2**30
 SMALL_DISK_GIB = 5
 SMALL_MEMORY_GIB = 4
@@ -120,18 +116,24 @@ def pytorch() -> Iterator[Finding]:
 
 def libraries() -> Iterator[Finding]:
     """The packages that polyalign cannot do without."""
-    found = {name: _version(name) for name in CORE}
+    found = {name: _version(name) for name in required()}
     absent = [name for name, version in found.items() if version is None]
     if absent:
         yield Finding("libraries", "broken", f"missing: {', '.join(absent)}", _pip(*absent))
     main = ("transformers", "peft", "datasets", "accelerate")
-    yield Finding("libraries", "ok", ", ".join(f"{n} {found[n]}" for n in main if found[n]))
-    if found["transformers"]:
+    yield Finding("libraries", "ok", ", ".join(f"{n} {found[n]}" for n in main if found.get(n)))
+    if found.get("transformers"):
         try:
             importlib.import_module("transformers")
         except Exception as error:
             what = f"cannot be imported ({type(error).__name__}: {_first_line(error)})"
             yield Finding("transformers", "broken", what, _pip("--force-reinstall", "transformers"))
+
+
+def required() -> list[str]:
+    """Names of the packages that polyalign declares it cannot do without."""
+    declared = importlib.metadata.requires("polyalign") or []
+    return [re.split(r"[^\w.-]", line)[0] for line in declared if "extra ==" not in line]
 
 
 def processors() -> Iterator[Finding]:
