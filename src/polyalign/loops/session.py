@@ -156,10 +156,12 @@ class Session:
         self.cast.references = {
             name: self._reference(stage.reference(name).weights) for name in self._reference_names(stage)
         }
+        # A row that is scored once needs no cache: its reference is scored beside the policy.
+        again = self.settings.epochs * stage.share > 1
         self.caches = {
             name: Cache(reference)
             for name, reference in self.cast.references.items()
-            if stage.reference(name).every == 0
+            if again and stage.reference(name).every == 0
         }
         self.cast.modules.clear()
         for name, module in stage.modules.items():
