@@ -262,6 +262,8 @@ def test_after_a_crash_at_any_effect_a_whole_checkpoint_is_there(tmp_path, disk,
         assert path is not None
         found, _ = load(path)
         assert same(found, state(1)) or same(found, state(2)), k
+        for other in folder.glob("step-*"):
+            load(other)  # none is half removed
         # The run goes on, and nothing of the crash is left.
         save(folder, state(3), step=3, keep=1)
         assert [p.name for p in folder.iterdir()] == ["step-00000003"]

@@ -116,6 +116,7 @@ def _discard(path: Path) -> None:
     going = path.with_name(".removing-" + path.name.removeprefix(".replaced-"))
     storage.remove_tree(going)
     storage.fs.rename(path, going)
+    storage.fs.sync_folder(path.parent)
     storage.remove_tree(going)
 
 
