@@ -1,0 +1,1 @@
+"""Studies: what is learned by running methods: comparisons, claims, the laboratory."""
