@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from polyalign.feedback.records import Record
 from polyalign.feedback.store import dump, load
 from polyalign.feedback.units import assemble, make_units, order
 from polyalign.loops.context import Context
+from polyalign.loops.length import per_epoch, steps_of
 from polyalign.loops.session import Session
 from polyalign.types import Batch, Needs
 
@@ -21,17 +21,15 @@ def run(session: Session) -> None:
     records = stage_records(session)
     needs = stage_needs(session)
     settings, position = session.settings, session.position
-    per_epoch = math.ceil(len(records) / settings.batch)
-    steps = step_count(len(records), settings.batch, settings.epochs * session.stage.share)
-    if settings.max_steps is not None:
-        steps = min(steps, settings.max_steps)
+    batches = per_epoch(session.stage, len(records), settings)
+    steps = steps_of(session.stage, len(records), settings)
     whole: Batch | None = None
     while position["stage_step"] < steps:
-        epoch, place = divmod(position["stage_step"], per_epoch)
-        if whole is None or per_epoch > 1 or "mismatched" in needs.statistics | needs.roles:
+        epoch, place = divmod(position["stage_step"], batches)
+        if whole is None or batches > 1 or "mismatched" in needs.statistics | needs.roles:
             whole = _batch(session, records, needs, epoch, place)
         row: dict[str, Any] = dict(session.train(session.with_references(whole), steps))
-        finish(session, row, epoch=position["stage_step"] / per_epoch, steps=steps)
+        finish(session, row, epoch=position["stage_step"] / batches, steps=steps)
 
 
 def finish(
@@ -73,11 +71,6 @@ def evaluate(session: Session) -> dict[str, float]:
     index = session.stage.updates.index(update)
     report = session.engine.evaluate(update, batch, session.states[index])
     return {"loss": report.loss, **report.metrics}
-
-
-def step_count(records: int, batch: int, epochs: float) -> int:
-    """Optimizer steps of ``epochs`` passes: every pass ends with a smaller step if need be."""
-    return max(1, math.ceil(math.ceil(records / batch) * epochs - 1e-9))
 
 
 def stage_needs(session: Session) -> Needs:

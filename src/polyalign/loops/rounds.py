@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,7 +13,8 @@ from polyalign.engine import processes
 from polyalign.errors import DataError, NeedsError, NumericsError
 from polyalign.feedback.records import Prompt
 from polyalign.feedback.units import order
-from polyalign.loops.epochs import finish, step_count
+from polyalign.loops.epochs import finish
+from polyalign.loops.length import per_epoch, steps_of
 from polyalign.loops.session import Session
 from polyalign.protocols import Rollout
 from polyalign.types import Batch, Rows
@@ -38,13 +38,11 @@ def run(session: Session) -> None:
     how = replace(settings.sampling, **options)
     size = max(1, settings.batch // n)
     passes = max(update.epochs for update in stage.updates)
-    steps = passes * step_count(len(prompts), size, settings.epochs * stage.share)
-    if settings.max_steps is not None:
-        steps = min(steps, settings.max_steps)
-    per_epoch = math.ceil(len(prompts) / size)
+    steps = steps_of(stage, len(prompts), settings)
+    batches = per_epoch(stage, len(prompts), settings)
     while position["stage_step"] < steps:
         number = session.loop_state.get("round", 0)
-        epoch, place = divmod(number, per_epoch)
+        epoch, place = divmod(number, batches)
         shuffled = order(len(prompts), settings.seed, "order", position["stage"], epoch)
         chosen = [prompts[i] for i in shuffled[place * size : (place + 1) * size]]
         batch, measured = _collect(session, processes.mine(chosen), n, how, number)
@@ -52,7 +50,7 @@ def run(session: Session) -> None:
         for k in range(passes):
             row: dict[str, Any] = measured | session.train(batch, steps)
             last = k == passes - 1 or position["stage_step"] >= steps or _done(session, row)
-            finish(session, row, epoch=(number + 1) / per_epoch, steps=steps, boundary=last)
+            finish(session, row, epoch=(number + 1) / batches, steps=steps, boundary=last)
             if last:
                 break
 
