@@ -89,6 +89,10 @@ class Policy(Protocol):
         """The parameters that training may move, by stable name."""
         ...
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The values that ``load`` sets, by the same names, of a live or a constant policy."""
+        ...
+
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Set the trainable parameters from tensors by name."""
         ...

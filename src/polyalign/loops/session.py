@@ -216,7 +216,7 @@ class Session:
         return frozen
 
     def _policy_tensors(self) -> dict[str, Tensor]:
-        return {n: p.detach().clone().cpu() for n, p in self.policy.trainable().items()}
+        return {name: value.clone().cpu() for name, value in self.policy.tensors().items()}
 
     def _optimizer(self, stage: Stage, name: str) -> torch.optim.Optimizer:
         chosen = next(u.optimizer for u in stage.updates if name in u.trains)
@@ -300,8 +300,7 @@ class Session:
         for name, policy in self.cast.references.items():
             spec = stage.reference(name)
             if spec.every and self.position["stage_step"] % spec.every == 0:
-                own = policy.trainable()
-                now = self.policy.trainable()
+                own, now = policy.tensors(), self.policy.tensors()
                 policy.load({k: own[k].lerp(now[k].to(own[k]), spec.mix) for k in own})
 
     def with_references(self, batch: Batch) -> Batch:
@@ -331,7 +330,7 @@ class Session:
             },
             "states": [dict(state) for state in self.states],
             "references": {
-                name: {k: p.detach().clone() for k, p in policy.trainable().items()}
+                name: {k: value.clone() for k, value in policy.tensors().items()}
                 for name, policy in self.cast.references.items()
                 if self.stage.reference(name).every
             },

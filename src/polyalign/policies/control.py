@@ -217,6 +217,9 @@ class GaussianPolicy:
         own = {f"trunk.{name}": p for name, p in self.trunk.named_parameters()}
         return own | ({"log_std": self.log_std} if self.linear else {})
 
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: p.detach() for name, p in self.trainable().items()}
+
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         load_parameters(self.trainable(), tensors)
 

@@ -208,6 +208,9 @@ class Discrete(ABC):
     def trainable(self) -> dict[str, nn.Parameter]:
         return {self.name: self.parameter}
 
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: p.detach() for name, p in self.trainable().items()}
+
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         load_parameters(self.trainable(), tensors)
 
