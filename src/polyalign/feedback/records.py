@@ -123,9 +123,9 @@ KINDS: dict[str, type[Record]] = {
 
 
 def kind_name(kind: type[Record]) -> str:
-    """The name in :data:`KINDS` of a record class.
+    """The name in :data:`KINDS` of a record class; "transitions" for what comes from acting.
 
     >>> kind_name(Pair)
     'pairs'
     """
-    return next(name for name, cls in KINDS.items() if cls is kind)
+    return next((name for name, cls in KINDS.items() if cls is kind), "transitions")

@@ -80,7 +80,8 @@ def catalogue() -> dict[str, dict[str, Any]]:
 
 
 def get(name: str, verb: str = "train") -> Declaration:
-    """The declaration of an id, an alias (case and underscores do not matter) or ``FILE.py:function``.
+    """The declaration of an id, an alias (case and underscores do not matter) or
+    ``FILE.py:function``.
 
     Raises :class:`OptionError` for an unknown name (naming the nearest), a name that means several
     methods (listing them), a method's option taken for a method, and the wrong ``verb``.

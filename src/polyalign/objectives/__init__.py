@@ -1,13 +1,24 @@
 """Objectives: frozen dataclasses of hyper-parameters with one pure call on scores."""
 
+from polyalign.objectives.actor_critic import SacActor, SacCritic, SacTemperature
 from polyalign.objectives.group_preference import GroupPreference
 from polyalign.objectives.likelihood import Likelihood, Nll
 from polyalign.objectives.links import Hinge, Logistic, Mixed, Robust, Squared
 from polyalign.objectives.margins import Constant, Field, SequentialKl
 from polyalign.objectives.pairwise import Pairwise
+from polyalign.objectives.path_consistency import OreoPolicy, OreoValue
 from polyalign.objectives.pointwise import Prospect
+from polyalign.objectives.policy_gradient import PolicyGradient
 from polyalign.objectives.reduce import reduce
-from polyalign.objectives.rewards import LogOdds, MeanLogp, MeanLogRatio, SumLogp, SumLogRatio
+from polyalign.objectives.rewards import (
+    LogOdds,
+    MeanLogp,
+    MeanLogRatio,
+    SumLogp,
+    SumLogRatio,
+    SumLogRatioPlusKl,
+)
+from polyalign.objectives.transport import PowerHinge, Transport
 
 __all__ = [
     "Constant",
@@ -21,12 +32,21 @@ __all__ = [
     "MeanLogp",
     "Mixed",
     "Nll",
+    "OreoPolicy",
+    "OreoValue",
     "Pairwise",
+    "PolicyGradient",
+    "PowerHinge",
     "Prospect",
     "Robust",
+    "SacActor",
+    "SacCritic",
+    "SacTemperature",
     "SequentialKl",
     "Squared",
     "SumLogRatio",
+    "SumLogRatioPlusKl",
     "SumLogp",
+    "Transport",
     "reduce",
 ]

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from polyalign.objectives.rewards import sequential_kl
 from polyalign.types import Needs, Scores, needs
 
 
@@ -69,8 +70,3 @@ class SequentialKl:
         if not self.push_chosen:
             kl_chosen = kl_chosen.detach()
         return self.scale * (sequential_kl(rejected) - kl_chosen)
-
-
-def sequential_kl(own: Scores) -> Tensor:
-    """``D(y)``: KL(ref || policy) summed over the own steps, nats."""
-    return own.sum(own.signals["kl(ref|policy)"])

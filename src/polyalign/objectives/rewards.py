@@ -85,3 +85,20 @@ class LogOdds:
 
     def __call__(self, own: Scores, other: Scores) -> Tensor:
         return log_odds(own.mean())
+
+
+def sequential_kl(own: Scores) -> Tensor:
+    """``D(y)``: KL(ref || policy) of the whole law, summed over the own steps, nats."""
+    return own.sum(own.signals["kl(ref|policy)"])
+
+
+@dataclass(frozen=True)
+class SumLogRatioPlusKl:
+    """``log pi(y|x) - log ref(y|x) + D(y)``: TDPO's implicit reward over beta."""
+
+    @property
+    def needs(self) -> Needs:
+        return needs(references=["ref"], signals=["kl(ref|policy)"])
+
+    def __call__(self, own: Scores, other: Scores) -> Tensor:
+        return own.sum(own.log_ratio()) + sequential_kl(own)
