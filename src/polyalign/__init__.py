@@ -18,8 +18,8 @@ _PUBLIC = {
     "method": "polyalign.recipe:method",
     "objective": "polyalign.methods.numeric:objective",
     "read": "polyalign.feedback:read",
-    "sample": "polyalign.runs.api:sample",
-    "train": "polyalign.runs.api:train",
+    "sample": "polyalign.api:sample",
+    "train": "polyalign.api:train",
 }
 """Where each public name lives, as ``module:attribute``. None may be named like a room: importing
 the room would put the module in its place."""

@@ -10,17 +10,17 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from polyalign.errors import OptionError, nearest
+from polyalign.recipe import Declaration
 
 
 class Lora(BaseModel):
-    """Low-rank adapters: rank, scale, which linear layers, dropout."""
+    """Low-rank adapters: rank, scale, which linear layers. Scores are deterministic: no dropout."""
 
     model_config = ConfigDict(extra="forbid")
 
     r: Annotated[int, Field(ge=1)] = 16
     alpha: Annotated[float, Field(gt=0)] = 32.0
     targets: str | list[str] = "all-linear"
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class TrainConfig(BaseModel):
@@ -97,18 +97,13 @@ class TrainConfig(BaseModel):
         return [value] if isinstance(value, (str, Path)) else value
 
 
-def configure(values: Mapping[str, Any]) -> TrainConfig:
-    """Validate a configuration; options that belong to the method may stand beside the others.
+def configure(values: Mapping[str, Any], declaration: Declaration) -> TrainConfig:
+    """Validate a configuration; the method's own options may stand beside the others.
 
     Raises :class:`OptionError` for an unknown option, naming the nearest valid one, for a wrong
     type and for what is missing.
     """
-    from polyalign.methods import get
-
-    given = dict(values)
-    if not given.get("method"):
-        raise OptionError("No method is named.", "For example: polyalign train dpo …; see: polyalign methods")
-    declaration = get(str(given["method"]))
+    given = {"method": declaration.id, **values}
     hyper = dict(given.pop("hyper", None) or {})
     fields = TrainConfig.model_fields
     for name in [name for name in given if name not in fields]:

@@ -1,0 +1,245 @@
+"""The plan of a run: every choice that the numbers depend on, written down before training."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from polyalign.errors import OptionError, RunError
+from polyalign.feedback.records import Demonstration
+from polyalign.loops.length import steps_of
+from polyalign.loops.session import Settings
+from polyalign.protocols import Sampling
+from polyalign.recipe import Declaration, Method
+from polyalign.runs.config import TrainConfig, rates
+
+BOUND = (
+    "method", "hyper", "seed", "records", "data", "model", "batch", "micro", "epochs", "max_steps",
+    "lr", "module_lr", "optimizer", "schedule", "warmup", "full", "lora", "dtype", "device", "threads",
+    "max_length", "torch", "processes",
+)  # fmt: skip
+"""What must be the same for a resumed run to be bit for bit the uninterrupted one."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the data are once they are encoded for this policy."""
+
+    records: int
+    tokens: int
+    context_tokens: int
+    longest: int
+    truncated: int
+    dropped: int
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the plan must know of the loaded model and data."""
+
+    parameters: int
+    trainable: int
+    hidden: int
+    layers: int
+    model: str
+    data: str
+    full: bool
+    dtype: str
+    device: str
+    survey: Survey
+    notes: Sequence[str] = field(default_factory=tuple)
+
+
+def settings_of(config: TrainConfig, declaration: Declaration, facts: Facts, micro: int) -> Settings:
+    """The loops' settings: what the user said, else the paper's (if asked), else our rule."""
+    paper: Mapping[str, Any] = {}
+    if config.paper_defaults:
+        if not declaration.paper:
+            raise OptionError(
+                f"The paper of {declaration.id} gives no learning rate, batch or epochs that we know of.",
+                "Leave --paper-defaults out, or set lr, batch and epochs.",
+            )
+        paper = declaration.paper
+    supervised = declaration.feedback is Demonstration
+    rule = rates(facts.parameters, facts.full, supervised)
+    return Settings(
+        seed=config.seed,
+        epochs=config.epochs or paper.get("epochs", 1),
+        max_steps=config.max_steps,
+        batch=config.batch or paper.get("batch", 16),
+        budget=micro,
+        lr=config.lr or paper.get("lr", rule),
+        module_lr=config.module_lr,
+        optimizer=config.optimizer,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        schedule=config.schedule,
+        warmup=config.warmup,
+        clip=config.clip,
+        eval_every=config.eval_every,
+        sampling=Sampling(config.temperature, config.top_p, config.top_k, config.max_new_tokens),
+    )
+
+
+def micro_tokens(facts: Facts, checkpointing: bool) -> int:
+    """Tokens in a micro-batch: what a quarter of the free memory holds in activations, 512 to 8192."""
+    per_token = activation_bytes(facts, checkpointing)
+    return int(min(max(free_memory(facts.device) // 4 // max(per_token, 1), 512), 8192))
+
+
+def activation_bytes(facts: Facts, checkpointing: bool) -> int:
+    """Bytes kept for the backward pass per token: about 40 hidden-sized values a layer in float32."""
+    kept = 3 if checkpointing else 40
+    return kept * facts.hidden * max(facts.layers, 1) * 4
+
+
+def free_memory(device: str) -> int:
+    """Bytes that can be used now on the device."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info()[0])
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
+    except (ValueError, OSError, AttributeError):
+        return 4 << 30
+
+
+def make_plan(
+    config: TrainConfig,
+    declaration: Declaration,
+    method: Method,
+    settings: Settings,
+    facts: Facts,
+    processes: int,
+) -> dict[str, Any]:
+    """The plan as plain data; keys in :data:`BOUND` are compared on resume, the rest is to read."""
+    import torch
+
+    survey = facts.survey
+    stages = [steps_of(stage, survey.records, settings) for stage in method.stages]
+    passes = settings.epochs * sum(stage.share for stage in method.stages)
+    tokens = int((survey.tokens + survey.context_tokens) * passes)
+    if settings.max_steps is not None:
+        share = sum(stages) / max(sum(_all_steps(method, survey.records, settings)), 1)
+        tokens = int(tokens * share)
+    references = sorted(
+        {n for stage in method.stages for u in stage.updates for n in u.objective.needs.references}
+    )
+    forward = 2 * facts.parameters
+    work = forward * (3 if facts.full else 2) + (forward if references else 0)
+    return {
+        "method": declaration.id,
+        "hyper": {name: _plain(value) for name, value in method.hyper.items()},
+        "model": facts.model,
+        "data": facts.data,
+        "records": survey.records,
+        "dropped": survey.dropped,
+        "truncated": survey.truncated,
+        "longest": survey.longest,
+        "tokens": tokens,
+        "stages": len(stages),
+        "steps": sum(stages),
+        "epochs": settings.epochs,
+        "max_steps": settings.max_steps,
+        "batch": settings.batch,
+        "micro": settings.budget,
+        "lr": settings.lr,
+        "module_lr": settings.module_lr,
+        "optimizer": settings.optimizer,
+        "schedule": settings.schedule,
+        "warmup": settings.warmup,
+        "seed": settings.seed,
+        "full": facts.full,
+        "lora": None if facts.full else config.lora.model_dump(),
+        "dtype": facts.dtype,
+        "device": facts.device,
+        "threads": torch.get_num_threads(),
+        "processes": processes,
+        "max_length": config.max_length,
+        "parameters": facts.parameters,
+        "trainable": facts.trainable,
+        "references": references,
+        "memory_bytes": memory(facts, settings, config.checkpointing),
+        "seconds": round(tokens * work / _speed(facts.device), 1),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "notes": list(facts.notes),
+    }
+
+
+def _all_steps(method: Method, records: int, settings: Settings) -> list[int]:
+    from dataclasses import replace
+
+    free = replace(settings, max_steps=None)
+    return [steps_of(stage, records, free) for stage in method.stages]
+
+
+def memory(facts: Facts, settings: Settings, checkpointing: bool) -> int:
+    """Bytes at the peak, estimated: weights, gradients and AdamW's two moments, activations."""
+    width = {"bfloat16": 2, "float32": 4, "float64": 8}[facts.dtype]
+    weights = facts.parameters * width
+    moving = facts.trainable * (4 + 4 + 8)
+    activations = (settings.budget or facts.survey.tokens) * activation_bytes(facts, checkpointing)
+    return weights + moving + activations
+
+
+def _speed(device: str) -> float:
+    """Floating-point operations a second that training reaches here: half a short product's rate.
+
+    Used for the estimate that people read, never for a choice.
+    """
+    import time
+
+    import torch
+
+    size = 1024 if device == "cpu" else 4096
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    a = torch.ones(size, size, dtype=dtype, device=device)
+    a @ a
+    began = time.perf_counter()
+    for _ in range(4):
+        a @ a
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return 4 * 2 * size**3 / max(time.perf_counter() - began, 1e-6) / 2
+
+
+def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raise :class:`RunError` with one sentence when a resumed run would not be the same run."""
+    for name in BOUND:
+        if old.get(name) != new.get(name):
+            raise RunError(
+                f"This run was planned with {name}={old.get(name)!r}, and now it would be "
+                f"{new.get(name)!r}.",
+                "Restore that, or add --replan to go on without being bit for bit the same run.",
+            )
+
+
+def fingerprint(folder: Path) -> str:
+    """A hash that tells model folders apart: the config, and each weight file's size and ends."""
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(file.read(1 << 20))
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - (1 << 20)))
+            digest.update(file.read())
+        digest.update(str(size).encode())
+    return digest.hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, (int, float, str, bool, type(None), list)) else str(value)

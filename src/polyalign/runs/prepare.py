@@ -1,0 +1,142 @@
+"""From a configuration to what a session needs: records of the right kind, a policy, a plan."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from polyalign.engine.storage import append_line
+from polyalign.errors import DataError
+from polyalign.feedback.records import Prompt, Record, kind_name
+from polyalign.feedback.units import Members, slots
+from polyalign.protocols import Policy
+from polyalign.recipe import Declaration, Method
+from polyalign.runs.config import TrainConfig
+from polyalign.runs.plan import Survey
+
+
+def read_records(
+    sources: Sequence[str], declaration: Declaration, config: TrainConfig
+) -> tuple[Sequence[Record], list[Any], list[str]]:
+    """Feedback of the kind that the method needs, the rows refused, and notes on what was done.
+
+    Kinds that hold what is needed are converted (pairs to thumbs, to demonstrations, …) and a note
+    says so. Raises :class:`DataError` for a kind that does not.
+    """
+    from polyalign.feedback import read
+
+    found = read(list(sources), columns=config.columns or None, limit=config.limit)
+    notes = [f"{', '.join(sources)}: {len(found)} examples, {found.format}."]
+    if found.rejects:
+        if config.rejects == "stop":
+            first = found.rejects[0]
+            raise DataError(
+                f"{len(found.rejects)} rows are malformed; the first: {first.file}, row {first.row}: "
+                f"{first.reason}.",
+                "Mend them with: polyalign data check FILE --fix OUT, or set rejects=drop.",
+            )
+        notes.append(f"{len(found.rejects)} malformed rows are left out (listed in rejects.jsonl).")
+    kind, wanted = found.kind, declaration.feedback
+    if not len(found):
+        raise DataError(f"{', '.join(sources)}: no usable example.", "Run: polyalign data check FILE")
+    if kind is wanted:
+        return found, list(found.rejects), notes
+    from polyalign.feedback.convert import AUTOMATIC, convert
+
+    if (kind, wanted) not in AUTOMATIC:
+        raise DataError(
+            f"{declaration.id} learns from {kind_name(wanted)}, and {', '.join(sources)} holds "
+            f"{kind_name(kind)}.",
+            f"Convert it: polyalign data convert FILE --to {kind_name(wanted)} (or polyalign data pair), "
+            "or choose another method: polyalign methods",
+        )
+    records = list(convert(found, wanted))
+    notes.append(f"Taken as {kind_name(wanted)}: {len(records)} examples from {len(found)} {kind_name(kind)}.")
+    if not records:
+        raise DataError(f"No {kind_name(wanted)} can be made of the data.", "Run: polyalign data check FILE")
+    return records, list(found.rejects), notes
+
+
+def survey(
+    records: Sequence[Record],
+    policy: Policy,
+    method: Method,
+    reject: Callable[[Record, str], None],
+    progress: Callable[[str, int, int], None],
+) -> tuple[list[int], Survey]:
+    """Encode every example once: which can be trained on, and how long they are.
+
+    An example with an answer that has no token left is refused with its reason, never dropped
+    without a word. Returns the indices kept and the :class:`Survey`.
+    """
+    wanted = {
+        role
+        for stage in method.stages
+        for update in stage.updates
+        for role in update.objective.needs.roles
+    }
+    kept: list[int] = []
+    tokens = context_tokens = longest = truncated = 0
+    encode = getattr(policy, "encoded", None)
+    for index, record in enumerate(records):
+        lengths, contexts, reason, short = [], {}, None, False
+        for role, context, completion in _rows(record, wanted):
+            if encode is not None:
+                coded = encode(context, completion)
+                row, short = coded.row, short or coded.truncated > 0
+            else:
+                row = policy.encode(context, completion)
+            if completion is not None and not bool(row.mask.any()):
+                reason = f"the {role} answer has no token left to learn from"
+            lengths.append(int(row.steps.shape[0]))
+            contexts[row.context if isinstance(row.context, tuple) else role] = row.cost - lengths[-1]
+        if reason is not None:
+            reject(record, reason)
+            continue
+        kept.append(index)
+        truncated += short
+        tokens += sum(lengths)
+        context_tokens += sum(contexts.values())
+        longest = max([longest, *(n + max(contexts.values()) for n in lengths)])
+        if index % 256 == 0:
+            progress("reading", index, len(records))
+    if not kept:
+        raise DataError(
+            "No example is left: every answer is empty or is emptied by max_length.",
+            "Raise max_length, or run: polyalign data check FILE",
+        )
+    done = Survey(len(kept), tokens, context_tokens, longest, truncated, len(records) - len(kept))
+    return kept, done
+
+
+def _rows(record: Record, wanted: set[str]) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(record, Prompt):
+        yield "own", record.prompt, None
+        return
+    seen = set()
+    for role, slot in slots(record).items():
+        if role in wanted:
+            for context, completion in slot if isinstance(slot, Members) else (slot,):
+                if id(completion) not in seen:
+                    seen.add(id(completion))
+                    yield role, context, completion
+
+
+def data_fingerprint(records: Sequence[Record]) -> str:
+    """A hash of the examples in order: their keys, and what the keys stand for."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(repr(record).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()[:16]
+
+
+def rejecter(file: Path) -> Callable[[Record, str], None]:
+    """Writes refused examples whole, with their reason."""
+    from polyalign.feedback.store import dump
+
+    def reject(record: Record, reason: str) -> None:
+        append_line(file, {"key": record.key, "reason": reason, "record": dump(record)})
+
+    return reject

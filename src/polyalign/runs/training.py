@@ -1,0 +1,318 @@
+"""Train: from a declaration and a configuration to a run folder with a model in it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from polyalign.engine import checkpoint, processes
+from polyalign.engine.storage import append_line, write_json_atomic, write_text_atomic
+from polyalign.errors import ModelError, RunError
+from polyalign.feedback.records import Record
+from polyalign.judges.load import load_judge
+from polyalign.loops import epochs
+from polyalign.loops.run import run as run_loops
+from polyalign.loops.session import Session, Settings
+from polyalign.policies.language.adapters import LoraSpec
+from polyalign.policies.language.models import resolve
+from polyalign.policies.language.policy import LanguagePolicy
+from polyalign.protocols import Judge, Sampling
+from polyalign.recipe import Declaration, Method
+from polyalign.runs.config import TrainConfig
+from polyalign.runs.folder import Ended, FolderHooks, RunFolder, Silent, Watcher
+from polyalign.runs.loggers import Loggers
+from polyalign.runs.plan import Facts, compare, fingerprint, make_plan, micro_tokens, settings_of
+from polyalign.runs.prepare import data_fingerprint, read_records, rejecter, survey
+
+LORA_ABOVE = 100_000_000
+"""Models with more parameters than this are trained with adapters unless ``full`` is said."""
+
+
+@dataclass
+class Prepared:
+    """All that a session is made of."""
+
+    declaration: Declaration
+    config: TrainConfig
+    method: Method
+    policy: LanguagePolicy
+    records: Sequence[Record]
+    held_out: Sequence[Record]
+    settings: Settings
+    plan: dict[str, Any]
+    judge: Judge | None
+
+
+def prepare(
+    declaration: Declaration, config: TrainConfig, watcher: Watcher, *, old_plan: Any = None
+) -> Prepared:
+    """Read and check everything, load the policy and make the plan; nothing is trained.
+
+    Raises :class:`PolyalignError` for whatever would stop the run later.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    method = declaration(**config.hyper)
+    if any(s.kind == "environment" for stage in method.stages for s in stage.streams.values()):
+        raise ModelError(
+            f"{declaration.id} learns by acting in an environment, which a language model does not do.",
+            "Choose a method for language models: polyalign methods",
+        )
+    records, refused, notes = read_records(config.data, declaration, config)
+    folder = RunFolder(config.output)
+    folder.create()
+    (folder / "rejects.jsonl").unlink(missing_ok=True)
+    for row in refused:
+        append_line(
+            folder / "rejects.jsonl",
+            {"file": str(row.file), "row": row.row, "field": row.field, "reason": row.reason},
+        )
+    policy = _policy(config)
+    watcher.note(f"Model {config.model}: {_parameters(policy) / 1e6:.0f} million parameters.")
+    kept, measured = survey(
+        records, policy, method, rejecter(folder / "rejects.jsonl"), watcher.progress
+    )
+    if len(kept) < len(records):
+        notes.append(
+            f"{len(records) - len(kept)} examples are left out: max_length={config.max_length} leaves "
+            "them no answer (listed in rejects.jsonl)."
+        )
+        records = [records[i] for i in kept]
+    if measured.truncated:
+        notes.append(f"{measured.truncated} examples are cut at max_length={config.max_length}.")
+    held_out: Sequence[Record] = ()
+    if config.eval_data:
+        held_out, _, more = read_records(config.eval_data, declaration, replace_limit(config))
+        notes += [f"held out: {note}" for note in more]
+        usable, _ = survey(held_out, policy, method, lambda *_: None, watcher.progress)
+        held_out = [held_out[i] for i in usable]
+    facts = Facts(
+        parameters=_parameters(policy),
+        trainable=sum(p.numel() for p in policy.trainable().values()),
+        hidden=int(getattr(policy.model.config, "hidden_size", 512)),
+        layers=int(getattr(policy.model.config, "num_hidden_layers", 12)),
+        model=fingerprint(resolve(config.model, trust_remote_code=config.trust_remote_code)),
+        data=data_fingerprint(records),
+        full=policy.adapter is None,
+        dtype=str(policy.trunk.autocast or policy.model.dtype).removeprefix("torch."),
+        device=str(policy.device),
+        survey=measured,
+        notes=notes,
+    )
+    micro = config.micro or (old_plan or {}).get("micro") or micro_tokens(facts, config.checkpointing)
+    settings = settings_of(config, declaration, facts, micro)
+    plan = make_plan(config, declaration, method, settings, facts, processes.count())
+    if held_out and not settings.eval_every:
+        settings = replace(settings, eval_every=max(1, plan["steps"] // 5))
+    judge = load_judge(config.judge) if config.judge else _own_judge(records)
+    return Prepared(
+        declaration, config, method, policy, records, held_out, settings, plan, judge
+    )
+
+
+def replace_limit(config: TrainConfig) -> TrainConfig:
+    """The configuration for held-out data, which are all used."""
+    return config.model_copy(update={"limit": None})
+
+
+def _own_judge(records: Sequence[Record]) -> Judge | None:
+    """The verifier that prompts carry themselves, when they do."""
+    if len(records) and "spec" in records[0].meta:
+        return load_judge("verifier")
+    return None
+
+
+def _policy(config: TrainConfig) -> LanguagePolicy:
+    folder = resolve(config.model, trust_remote_code=config.trust_remote_code)
+    adapted = (folder / "adapter_config.json").exists()
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors")) // 4
+    full = config.full if config.full is not None else not adapted and size <= LORA_ABOVE
+    lora = None
+    if not full and not adapted:
+        lora = LoraSpec(config.lora.r, config.lora.alpha, config.lora.targets)
+    if full and adapted:
+        raise ModelError(
+            f"{config.model} is an adapter, so not all weights can be trained.",
+            "Merge it first: polyalign model merge, or leave full out.",
+        )
+    return LanguagePolicy.from_pretrained(
+        folder,
+        lora=lora,
+        dtype=config.dtype,
+        device=config.device,
+        max_length=config.max_length,
+        max_prompt_length=config.max_prompt_length,
+        assistant=config.assistant,
+        checkpointing=config.checkpointing,
+        seed=config.seed,
+        trust_remote_code=config.trust_remote_code,
+    )
+
+
+def _parameters(policy: LanguagePolicy) -> int:
+    return sum(p.numel() for p in policy.model.parameters())
+
+
+def train(
+    declaration: Declaration,
+    config: TrainConfig,
+    *,
+    watcher: Watcher | None = None,
+    resume: bool = False,
+    replan: bool = False,
+) -> RunFolder:
+    """Train and leave a complete run folder; with ``resume`` go on from its newest good checkpoint.
+
+    Raises :class:`RunError` when the folder holds a run already (or none to resume), when the plan
+    no longer fits, or when files cannot be written; :class:`Interrupted` after Ctrl-C.
+    """
+    watcher = watcher or Silent()
+    folder = RunFolder(config.output)
+    old = folder.plan() if resume and folder.started else None
+    if folder.started and not resume:
+        raise RunError(
+            f"{folder.path} holds a run already.",
+            f"Continue it with --resume {folder.path}, or choose another --output.",
+        )
+    if folder.finished:
+        watcher.note(f"{folder.path} is finished already.")
+        return folder
+    ready = prepare(declaration, config, watcher, old_plan=old)
+    if old is not None and not replan:
+        compare(old, ready.plan)
+    for note in ready.plan["notes"]:
+        watcher.note(note)
+    if processes.rank() == 0:
+        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        write_text_atomic(folder / "config.yaml", text)
+        write_json_atomic(folder / "plan.json", ready.plan)
+    loggers = Loggers(folder.path, list(config.loggers))
+    hooks = FolderHooks(folder, config, ready.plan["steps"], watcher, loggers)
+    session = Session(
+        _maker(ready),
+        ready.policy,
+        ready.records,
+        ready.settings,
+        hooks=hooks,
+        judge=ready.judge,
+        eval_records=ready.held_out,
+    )
+    with hooks.signals():
+        restored = _restore(session, hooks, folder, watcher)
+        if not restored:
+            hooks.rewind(-1)
+            session.open()
+            if ready.held_out:
+                _first_evaluation(session, hooks)
+        try:
+            run_loops(session, restored=restored)
+        except Ended:
+            best = hooks.get("best")
+            if best is not None:
+                ready.policy.load(best)
+            watcher.note(f"Stopped early: {config.early_stopping} no longer improves.")
+    loggers.close()
+    if processes.rank() == 0:
+        _samples(session, folder, config, watcher)
+        _finish(session, folder, ready)
+    return folder
+
+
+def _maker(ready: Prepared) -> Any:
+    """The method at a progress; made once where nothing is scheduled."""
+    from polyalign.recipe import Schedule
+
+    if any(isinstance(value, Schedule) for value in ready.method.hyper.values()):
+        return lambda progress: ready.declaration(progress=progress, **ready.config.hyper)
+    return lambda progress: ready.method
+
+
+def _restore(session: Session, hooks: FolderHooks, folder: RunFolder, watcher: Watcher) -> bool:
+    found = checkpoint.newest(folder / "checkpoints") if (folder / "checkpoints").is_dir() else None
+    if found is None:
+        return False
+    tree, step = checkpoint.load(found)
+    session.restore(tree)
+    hooks.rewind(step)
+    watcher.note(f"Continuing from step {step}.")
+    return True
+
+
+def _first_evaluation(session: Session, hooks: FolderHooks) -> None:
+    measured = epochs.evaluate(session)
+    row = {f"eval_{name}": value for name, value in measured.items()}
+    hooks.step(session, row | {"step": 0, "stage": 0, "epoch": 0.0, "tokens": 0, "split": "eval"})
+
+
+def _samples(session: Session, folder: RunFolder, config: TrainConfig, watcher: Watcher) -> None:
+    """Side-by-side answers of the start and of the trained policy, most likely tokens, to read."""
+    prompts: dict[str, Any] = {}
+    for record in [*session.eval_records, *session.records[: 8 * config.samples]]:
+        prompt = getattr(record, "prompt", None) or getattr(record, "prompts", (None,))[0]
+        if prompt is not None and len(prompts) < config.samples:
+            prompts.setdefault(repr(prompt), (record.key, prompt))
+    chosen = list(prompts.values())
+    if not chosen:
+        return
+    how = Sampling(temperature=0.0, max_steps=min(config.max_new_tokens, 96))
+    sides = []
+    for policy in (session.start, session.policy):
+        watcher.progress("sampling", len(sides), 2)
+        with torch.no_grad():
+            drawn = policy.sample([p for _, p in chosen], 1, how, [0] * len(chosen))
+        sides.append(drawn.payloads)
+    (folder / "samples.jsonl").unlink(missing_ok=True)
+    for (key, prompt), before, after in zip(chosen, *sides, strict=True):
+        line = {"key": key, "prompt": prompt, "before": before, "after": after}
+        append_line(folder / "samples.jsonl", line)
+
+
+def _finish(session: Session, folder: RunFolder, ready: Prepared) -> None:
+    """Write ``final/`` whole, then give it its name."""
+    making = folder.path / f".final-{os.getpid()}-{threading.get_ident()}"
+    shutil.rmtree(making, ignore_errors=True)
+    try:
+        ready.policy.save(making)
+        write_json_atomic(
+            making / "polyalign.json",
+            {
+                "method": ready.declaration.id,
+                "hyper": ready.plan["hyper"],
+                "base": ready.config.model,
+                "base_fingerprint": ready.plan["model"],
+                "data": ready.plan["data"],
+                "steps": session.position["step"],
+                "tokens": session.position["tokens"],
+            },
+        )
+        shutil.rmtree(folder / "final", ignore_errors=True)
+        making.rename(folder / "final")
+    except OSError as error:
+        raise RunError(
+            f"The trained model cannot be written to {folder / 'final'} ({error.strerror}).",
+            f"Free space or mend the permissions, then: polyalign train --resume {folder.path}",
+        ) from None
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+
+
+def open_run(path: Path) -> tuple[RunFolder, TrainConfig]:
+    """A run folder and its configuration; raises :class:`RunError` where there is none."""
+    folder = RunFolder(path)
+    try:
+        data = yaml.safe_load((path / "config.yaml").read_text("utf-8"))
+        return folder, TrainConfig.model_validate(data | {"output": path})
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        brief = str(error).splitlines()[0]
+        raise RunError(
+            f"{path} is not a run folder that can be continued ({brief}).",
+            "Give the folder that polyalign train --output made.",
+        ) from None
