@@ -29,7 +29,7 @@ def minimised(loss, start):
 
 
 def weighted_pairs(world, x):
-    """Chosen, rejected and weight of every pair record of one prompt, as the feedback gives them."""
+    """Chosen, rejected and weight of every pair record of one prompt, as feedback gives them."""
     rows = [(p.chosen, p.rejected, p.weight) for p in world.pairs() if p.prompt == x]
     w, l, weight = zip(*rows, strict=True)  # noqa: E741
     return torch.tensor(w), torch.tensor(l), torch.tensor(weight, dtype=torch.float64)
