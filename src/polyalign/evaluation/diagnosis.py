@@ -77,8 +77,8 @@ def diverged(history: Sequence[Row]) -> Advice | None:
         return Advice(
             "divergence",
             f"The gradient is {min(recent) / usual:.0f} times larger than usual and the loss "
-            "climbs: training is breaking down. Use a lower learning rate (a third of it) or a longer "
-            "warmup, and start from the last checkpoint before this step.",
+            "climbs: training is breaking down. Use a lower learning rate (a third of it) or a "
+            "longer warmup, and start from the last checkpoint before this step.",
             norms[-3][0],
         )
     return None
@@ -124,9 +124,9 @@ def far(history: Sequence[Row]) -> Advice | None:
         return Advice(
             "kl",
             f"The model is {median(recent):.0f} nats per answer away from where it started (more "
-            f"than {LARGE_KL:.0f} is a lot): what it knew before may be lost, and a learned judge is "
-            "no longer to be trusted on such answers. Strengthen the pull to the reference (a larger "
-            "beta or KL coefficient), or stop earlier.",
+            f"than {LARGE_KL:.0f} is a lot): what it knew before may be lost, and a learned "
+            "judge is no longer to be trusted on such answers. Strengthen the pull to the "
+            "reference (a larger beta or KL coefficient), or stop earlier.",
             kl[-1][0],
         )
     return None

@@ -83,7 +83,7 @@ class FunctionJudge:
 
     def __init__(self, function: Callable[..., Any], name: str | None = None) -> None:
         self.function = function
-        self.name: str = name or getattr(function, "__name__", "function")
+        self.name = name or str(getattr(function, "__name__", "function"))
         try:
             self.parameters = inspect.signature(function).parameters
         except (TypeError, ValueError):
