@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 
-from polyalign.studies.lab import Experiment, LabRun, exact
+from polyalign.environments.lqr import LqrEnvironment
+from polyalign.feedback.records import Pair
+from polyalign.feedback.store import load
+from polyalign.protocols import Policy
+from polyalign.studies.lab import Experiment, LabRun, exact, train
 from polyalign.worlds.bandit import Bandit
 from polyalign.worlds.loglinear import LogLinear
-from polyalign.worlds.sequences import Sequences
+from polyalign.worlds.lqr import Lqr
+from polyalign.worlds.sequences import Sequences, path_sums
 
 
 def _smoothed_margin(world: Bandit, run: LabRun) -> float:
@@ -49,6 +53,54 @@ def _interaction(world: LogLinear, run: LabRun) -> float:
     ratio = world.log_ratio_interaction(world.law(run.policy))
     beta = run.session.method.hyper["beta"]
     return float((ratio - world.iopo(beta)).abs().max())
+
+
+def _against_dpo(world: Sequences, run: LabRun) -> float:
+    """Mean D(y_l) over the pairs and KL to the start, each over what DPO gives; the larger."""
+    hyper = {"beta": run.session.method.hyper["beta"]}
+    settings = run.session.settings
+    dpo = train("dpo", world, run.session.records, hyper, settings=settings)
+    index = {y: i for i, y in enumerate(world.completions)}
+    rejected = torch.tensor([index[p.rejected] for p in run.session.records if isinstance(p, Pair)])
+
+    def spent(policy: Policy) -> tuple[float, float]:
+        table = policy.tensors()["logits"].log_softmax(-1)
+        return float(world.forward_kl(table)[0, rejected].mean()), world.point(policy).kl
+
+    own, other = spent(run.policy), spent(dpo.policy)
+    return max(own[0] / other[0], own[1] / other[1])
+
+
+def _soft_bellman(world: Sequences, run: LabRun) -> float:
+    """The larger of the law's total variation and the values' largest error at used prefixes."""
+    soft = world.soft_values(run.session.method.hyper["beta"])
+    law = world.distance(run.policy, path_sums(soft.policy, world.completions))
+    table = run.session.cast.modules["value"].state_dict()["table"].squeeze(-1)
+    used = world.reachable()
+    return max(law, float((table - soft.value)[:, used].abs().max()))
+
+
+def _kept_flips(world: Bandit, run: LabRun) -> float:
+    """Flip rate among offline pairs that the first selection kept, over that of all pairs."""
+    flipped = {p.key: bool(p.meta["flipped"]) for p in run.session.records}
+    kept = [load(data).key for data in run.session.hooks.get("stage-1-records") or ()]
+    inside = [flipped[key] for key in kept if key in flipped]
+    return (sum(inside) / len(inside)) / (sum(flipped.values()) / len(flipped))
+
+
+def _missed_reward(world: Bandit, run: LabRun) -> float:
+    best = float(world.reward.max(-1).values.mean())
+    start = world.point(world.start).reward
+    return (best - world.point(run.policy).reward) / (best - start)
+
+
+def _soft_gaussian(world: Lqr, run: LabRun) -> float:
+    """KL(pi* || policy), pi* at the temperature whose entropy is the target, over normal states."""
+    target = run.session.method.hyper["target_entropy"]
+    best = world.optimum(world.alpha_at(target))
+    draw = torch.Generator().manual_seed(0)
+    states = torch.randn(64, world.state_size, generator=draw, dtype=torch.float64)
+    return best.kl(run.policy, states, samples=16)
 
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -140,6 +192,74 @@ EXPERIMENTS: dict[str, Experiment] = {
         records=lambda w: w.binary(),
         hyper={"beta": 0.5},
     ),
+    "aot": Experiment(
+        "aot",
+        "hinge cost left when dominance by a margin is reachable",
+        lambda: Bandit.make(preferences="deterministic"),
+        lambda w, run: run.loss(),
+        1e-9,
+        records=lambda w: w.pairs(),
+        hyper={"beta": 0.5, "cost": "hinge", "margin": 1.0},
+        steps=150,
+    ),
+    "tdpo": Experiment(
+        "tdpo",
+        "D(y_l) and KL as shares of DPO's, the larger one",
+        lambda: Sequences.make(1, 3, 3, spread=1.5),
+        _against_dpo,
+        0.8,
+        records=lambda w: w.pairs(600),
+        hyper={"beta": 0.1, "alpha": 0.5},
+        steps=400,
+    ),
+    "oreo": Experiment(
+        "oreo",
+        "largest error of law and values against the soft Bellman solution",
+        lambda: Sequences.make(1, 3, 3, eos=0),
+        _soft_bellman,
+        1e-5,
+        records=lambda w: w.scored(),
+        hyper={"beta": 0.5, "alpha": 0.0},
+        steps=800,
+    ),
+    "sera": Experiment(
+        "sera",
+        "flip rate of the pairs kept after one iteration, as a share of the overall rate",
+        lambda: Bandit.make(8, 24, noise=0.25),
+        _kept_flips,
+        0.8,
+        records=lambda w: w.pairs(2000),
+        hyper={"beta": 0.5, "n_iter": 2},
+        steps=100,
+    ),
+    "grpo": Experiment(
+        "grpo",
+        "share of the achievable reward that is not reached",
+        lambda: Bandit.make(4, 8),
+        _missed_reward,
+        0.1,
+        records=lambda w: w.asked(),
+        hyper={"G": 8, "beta": 0.0, "L_max": 1},
+        steps=200,
+        settings=lambda records, steps: exact(8 * len(records), steps, epochs=float(steps)),
+    ),
+    "sac": Experiment(
+        "sac",
+        "KL of the soft-optimal Gaussian from the policy, nats",
+        Lqr.make,
+        _soft_gaussian,
+        0.01,
+        hyper={
+            "gamma": 0.8,
+            "tau": 0.1,
+            "target_entropy": 0.0,
+            "learning_rate": 0.03,
+            "warmup": 200,
+        },
+        steps=800,
+        settings=lambda records, steps: exact(128, 1, max_steps=steps, betas=(0.9, 0.999)),
+        environment=lambda w: LqrEnvironment(w, horizon=10, spread=1.5),
+    ),
     "iopo": Experiment(
         "iopo",
         "largest error of log-ratio double differences against r/beta",
@@ -151,7 +271,3 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
 }
 """By name: a method's id, or a name of its own where a method has several."""
-
-
-def _unused(_: Any) -> None:
-    exact(1, 1)

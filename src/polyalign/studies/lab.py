@@ -21,6 +21,8 @@ from polyalign.methods import get
 from polyalign.policies.control import GaussianPolicy
 from polyalign.policies.tabular import BilinearPolicy, SequencePolicy, TabularPolicy
 from polyalign.protocols import Policy
+from polyalign.recipe import Update
+from polyalign.types import Batch, State
 from polyalign.worlds.bandit import Bandit
 from polyalign.worlds.discrete import Discrete
 from polyalign.worlds.loglinear import LogLinear
@@ -74,22 +76,35 @@ class LabRun:
     curve: list[dict[str, float]]
     seconds: float
 
+    def _policy_update(self) -> tuple[State, Update]:
+        session = self.session
+        return next(
+            (session.states[i], update)
+            for i, update in enumerate(session.stage.updates)
+            if "policy" in update.trains
+        )
+
+    def batch(self, epoch: int = 0) -> Batch:
+        """All records as one batch; what is random about them is a function of ``epoch``."""
+        session = self.session
+        every = range(len(session.records))
+        units = make_units(session.records, every, stage_needs(session), "lab", epoch)
+        return session.with_references(assemble(units, session.policy.encode))
+
+    def loss(self) -> float:
+        """The policy's loss over all records as it is now."""
+        state, update = self._policy_update()
+        return self.session.engine.evaluate(update, self.batch(), state).loss
+
     def stationarity(self, draws: int = 1) -> float:
         """Largest absolute gradient entry of the policy's update over all records.
 
         ``draws``: over how many epochs' random parts (mismatched answers) it is averaged.
         """
-        session = self.session
-        index, update = next(
-            (i, u) for i, u in enumerate(session.stage.updates) if "policy" in u.trains
-        )
-        parameters = session.policy.trainable().values()
+        state, update = self._policy_update()
+        parameters = self.session.policy.trainable().values()
         for epoch in range(draws):
-            units = make_units(
-                session.records, range(len(session.records)), stage_needs(session), "lab", epoch
-            )
-            batch = session.with_references(assemble(units, session.policy.encode))
-            session.engine.backward(update, batch, session.states[index])
+            self.session.engine.backward(update, self.batch(epoch), state)
         largest = max(float(p.grad.abs().max()) for p in parameters if p.grad is not None)
         for p in parameters:
             p.grad = None
