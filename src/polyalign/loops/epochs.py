@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from polyalign.engine import processes
@@ -29,13 +29,19 @@ def run(session: Session) -> None:
         if whole is None or batches > 1 or "mismatched" in needs.statistics | needs.roles:
             whole = _batch(session, records, needs, epoch, place)
         row: dict[str, Any] = dict(session.train(session.with_references(whole), steps))
-        finish(session, row, epoch=position["stage_step"] / batches, steps=steps)
+        finish(session, row, evaluate, epoch=position["stage_step"] / batches, steps=steps)
 
 
 def finish(
-    session: Session, row: dict[str, Any], *, epoch: float, steps: int, boundary: bool = True
+    session: Session,
+    row: dict[str, Any],
+    measure: Callable[[Session], dict[str, float]],
+    *,
+    epoch: float,
+    steps: int,
+    boundary: bool = True,
 ) -> None:
-    """Tell the hooks of a step that is done; evaluate when it is due.
+    """Tell the hooks of a step that is done; ``measure`` held-out records when it is due.
 
     ``boundary`` is False inside a rollout, whose samples are not part of the state.
     """
@@ -50,7 +56,7 @@ def finish(
     session.hooks.step(session, row)
     last = position["stage_step"] >= steps
     if session.eval_records and every and (position["step"] % every == 0 or last):
-        measured = evaluate(session)
+        measured = measure(session)
         session.hooks.step(
             session,
             {f"eval_{k}": v for k, v in measured.items()}

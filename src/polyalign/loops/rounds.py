@@ -16,7 +16,7 @@ from polyalign.feedback.units import order
 from polyalign.loops.epochs import finish
 from polyalign.loops.length import per_epoch, steps_of
 from polyalign.loops.session import Session
-from polyalign.protocols import Rollout
+from polyalign.protocols import Rollout, Sampling
 from polyalign.types import Batch, Rows
 
 
@@ -50,7 +50,14 @@ def run(session: Session) -> None:
         for k in range(passes):
             row: dict[str, Any] = measured | session.train(batch, steps)
             last = k == passes - 1 or position["stage_step"] >= steps or _done(session, row)
-            finish(session, row, epoch=(number + 1) / batches, steps=steps, boundary=last)
+            finish(
+                session,
+                row,
+                evaluate,
+                epoch=(number + 1) / batches,
+                steps=steps,
+                boundary=last,
+            )
             if last:
                 break
 
@@ -70,11 +77,40 @@ def _prompts(session: Session) -> Sequence[Prompt]:
     return prompts
 
 
+def evaluate(session: Session) -> dict[str, float]:
+    """The judge's mean score of one sampled answer to each held-out prompt."""
+    prompts = [record for record in session.eval_records if isinstance(record, Prompt)]
+    reward, rows, rollout = _judged(
+        session, processes.mine(prompts), 1, session.settings.sampling, "eval"
+    )
+    return _measure(reward, rows, rollout)
+
+
 def _collect(
-    session: Session, prompts: Sequence[Prompt], n: int, how: Any, number: int
+    session: Session, prompts: Sequence[Prompt], n: int, how: Sampling, number: int
 ) -> tuple[Batch, dict[str, float]]:
     """Sample, judge and credit one rollout: a batch of units "own", and what was measured."""
-    seeds = [session.seed("sample", number, prompt.key, j) for prompt in prompts for j in range(n)]
+    reward, rows, rollout = _judged(session, prompts, n, how, number)
+    repeated = [prompt for prompt in prompts for _ in range(n)]
+    fields = _credit(session, reward.reshape(-1, n), rows, rollout)
+    weight = torch.tensor([p.weight for p in repeated], dtype=torch.float64)
+    weight = weight * fields.pop("keep", torch.ones_like(weight))
+    batch = Batch(
+        rows,
+        {"own": torch.arange(len(repeated))},
+        weight,
+        fields,
+        tuple(f"{p.key}#{i % n}" for i, p in enumerate(repeated)),
+        old=rollout.old[:, : rows.mask.shape[1]],
+    )
+    return batch, _measure(reward, rows, rollout)
+
+
+def _judged(
+    session: Session, prompts: Sequence[Prompt], n: int, how: Sampling, name: object
+) -> tuple[Tensor, Rows, Rollout]:
+    """``n`` answers to each prompt and the judge's score of each [N]."""
+    seeds = [session.seed("sample", name, prompt.key, j) for prompt in prompts for j in range(n)]
     with torch.no_grad():
         rollout = session.policy.sample([p.prompt for p in prompts], n, how, seeds)
     repeated = [prompt for prompt in prompts for _ in range(n)]
@@ -91,20 +127,7 @@ def _collect(
             "are not finite.",
             "Return one finite number for each completion, in order.",
         )
-    rows = Rows.collate(rollout.rows)
-    fields = _credit(session, reward.reshape(-1, n), rows, rollout)
-    weight = torch.tensor([p.weight for p in repeated], dtype=torch.float64)
-    weight = weight * fields.pop("keep", torch.ones_like(weight))
-    units = torch.arange(len(repeated))
-    batch = Batch(
-        rows,
-        {"own": units},
-        weight,
-        fields,
-        tuple(f"{p.key}#{i % n}" for i, p in enumerate(repeated)),
-        old=rollout.old[:, : rows.mask.shape[1]],
-    )
-    return batch, _measure(reward, rows, rollout)
+    return reward, Rows.collate(rollout.rows), rollout
 
 
 def _credit(session: Session, reward: Tensor, rows: Rows, rollout: Rollout) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from polyalign.environments.base import Resumable, Transition, vector
 from polyalign.environments.replay import Replay
 from polyalign.errors import NeedsError, NumericsError
 from polyalign.feedback.units import assemble
-from polyalign.loops.epochs import finish
+from polyalign.loops.epochs import evaluate, finish
 from polyalign.loops.session import Session
 from polyalign.types import Batch
 
@@ -44,7 +44,12 @@ def run(session: Session) -> None:
             if last:
                 _keep(session, replay, state)
             finish(
-                session, row, epoch=float(loop["acted"]), steps=settings.max_steps, boundary=last
+                session,
+                row,
+                evaluate,
+                epoch=float(loop["acted"]),
+                steps=settings.max_steps,
+                boundary=last,
             )
             if last:
                 break

@@ -85,7 +85,8 @@ def survey(
         for role, context, completion in _rows(record, wanted):
             if encode is not None:
                 coded = encode(context, completion)
-                row, short = coded.row, short or coded.truncated > 0
+                row = coded.row
+                short = short or bool(coded.cut_context or coded.cut_steps)
             else:
                 row = policy.encode(context, completion)
             if completion is not None and not bool(row.mask.any()):

@@ -18,7 +18,7 @@ from polyalign.engine.storage import append_line, write_json_atomic, write_text_
 from polyalign.errors import ModelError, RunError
 from polyalign.feedback.records import Record
 from polyalign.judges.load import load_judge
-from polyalign.loops import epochs
+from polyalign.loops import epochs, rounds
 from polyalign.loops.run import run as run_loops
 from polyalign.loops.session import Session, Settings
 from polyalign.policies.language.adapters import LoraSpec
@@ -101,7 +101,7 @@ def prepare(
         layers=int(getattr(policy.model.config, "num_hidden_layers", 12)),
         model=fingerprint(resolve(config.model, trust_remote_code=config.trust_remote_code)),
         data=data_fingerprint(records),
-        full=policy.adapter is None,
+        full=policy.peft is None,
         dtype=str(policy.trunk.autocast or policy.model.dtype).removeprefix("torch."),
         device=str(policy.device),
         survey=measured,
@@ -247,7 +247,8 @@ def _restore(session: Session, hooks: FolderHooks, folder: RunFolder, watcher: W
 
 
 def _first_evaluation(session: Session, hooks: FolderHooks) -> None:
-    measured = epochs.evaluate(session)
+    sampled = session.stage.streams["data"].kind == "rollouts"
+    measured = (rounds if sampled else epochs).evaluate(session)
     row = {f"eval_{name}": value for name, value in measured.items()}
     hooks.step(session, row | {"step": 0, "stage": 0, "epoch": 0.0, "tokens": 0, "split": "eval"})
 
