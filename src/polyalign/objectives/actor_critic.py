@@ -44,7 +44,7 @@ def soft_target(
     and the value beyond it still counts.
     """
     value = q_next.min(0).values - alpha * logp_next
-    return (reward + gamma * (1.0 - terminated) * value).detach()
+    return (reward + gamma * torch.where(terminated > 0, 0.0, value)).detach()
 
 
 def critic_loss(q: Tensor, target: Tensor) -> Tensor:

@@ -1,0 +1,308 @@
+"""The numeric entry point: any method's loss on arrays, in its card's notation, in float64.
+
+Check a port against it, or cite it. It calls the very objectives that training calls and divides as
+the engine does.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from polyalign.errors import NumericsError, OptionError, PolyalignWarning, nearest
+from polyalign.methods import get
+from polyalign.methods.arrays import SUFFIX, Reader, Side, join, read_own, read_side
+from polyalign.methods.transitions import is_transitions, transition_losses
+from polyalign.objectives import LogOdds, PolicyGradient, Transport, reduce
+from polyalign.objectives.reduce import mean
+from polyalign.recipe import Method, Update
+from polyalign.types import Loss, Needs, Objective, Scores, Stateful, Term
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a loss is on some arrays.
+
+    ``value``: the loss; ``per_unit`` [U]: each unit's share, whose mean (weighted by the units) is
+    the value; ``gradients``: d value / d array for each array that carries the policy's (or a
+    trained module's) numbers; ``metrics``: what training would log.
+    """
+
+    value: float
+    per_unit: NDArray[np.float64]
+    gradients: dict[str, NDArray[np.float64]]
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Numeric:
+    """A method's loss as a function of arrays; made by :func:`objective`."""
+
+    id: str
+    method: Method
+    updates: tuple[Update, ...]
+
+    def __call__(self, arrays: Mapping[str, Any] | None = None, /, **more: Any) -> Result:
+        """Loss, per-unit values and gradients of arrays (numpy, torch or lists), by name.
+
+        Raises :class:`OptionError` for unknown or missing arrays and :class:`NumericsError` for
+        arrays of the wrong shape, numbers that are not finite, and empty completions.
+        """
+        given = {**(arrays or {}), **more}
+        result, counted = self._run(given, 1)
+        if not counted and abs(self._run(given, 2)[0].value - result.value) > 1e-12 * (
+            1.0 + abs(result.value)
+        ):
+            raise OptionError(
+                f"{self.id} averages over steps, so summed log-probabilities need their lengths.",
+                "Give n_w and n_l (n for single completions), or log-probabilities by step.",
+            )
+        return result
+
+    def _run(self, given: Mapping[str, Any], length: int) -> tuple[Result, bool]:
+        reader = Reader(self.id, given)
+        losses: list[Loss] = []
+        metrics: dict[str, float] = {}
+        counted = True
+        if is_transitions(self.updates):
+            losses, weight = transition_losses(reader, self.updates)
+        else:
+            total = Needs()
+            for update in self.updates:
+                total = total | update.objective.needs
+            scores, counted = self._scores(reader, total, length)
+            for update in self.updates:
+                _refuse(self.id, update.objective, scores)
+                losses.append(_evaluate(update.objective, scores))
+            weight = scores.weight
+        reader.unused()
+        value = torch.stack([reduce(loss) for loss in losses]).sum()
+        names = list(reader.leaves)
+        leaves = [reader.leaves[name] for name in names]
+        found: tuple[Tensor | None, ...] = (
+            torch.autograd.grad(value, leaves, allow_unused=True)
+            if value.requires_grad
+            else tuple(None for _ in leaves)
+        )
+        for loss in losses:
+            metrics |= {name: float(mean(term)) for name, term in loss.metrics.items()}
+        return Result(
+            float(value.detach()),
+            _per_unit([term for loss in losses for term in loss.terms], weight),
+            {
+                name: np.zeros(leaf.shape) if g is None else g.numpy()
+                for name, leaf, g in zip(names, leaves, found, strict=True)
+            },
+            metrics,
+        ), counted
+
+    def _scores(self, reader: Reader, needs: Needs, length: int) -> tuple[Scores, bool]:
+        empty = needs.old
+        sides: dict[str, Side] = {}
+        wanted = sorted(needs.roles | needs.statistics)
+        for role in wanted:
+            suffix = SUFFIX[role]
+            if role == "target":
+                named = [n for n in ("lp_t", "logp_t", "logits_t") if reader.find(n) is not None]
+                if not named and "chosen" in wanted:
+                    continue  # the chosen answer is the target, below
+                suffix = "_t" if named else ""
+            sides[role] = read_side(reader, suffix, needs, empty=empty, length=length)
+        if "own" in sides:
+            read_own(reader, sides["own"], needs)
+        _sizes(self.id, self.updates, sides)
+        units = max(len(side.mask) for side in sides.values())
+        fields, weight = self._fields(reader, needs, sides, units)
+        segment = reader.find("segment") if "own" in sides else None
+        if segment is not None:
+            reader.shape("segment", segment, tuple(sides["own"].mask.shape))
+            segment = segment.long()
+        scores = join(sides, fields, weight, segment)
+        if "target" in wanted and "target" not in sides:
+            scores = replace(scores, roles={**scores.roles, "target": scores.roles["chosen"]})
+        _warn(self.id, needs, scores, sides)
+        return scores, all(side.counted for side in sides.values())
+
+    def _fields(
+        self, reader: Reader, needs: Needs, sides: Mapping[str, Side], units: int
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        fields: dict[str, Tensor] = {}
+        weight = reader.find("weight")
+        if weight is None:
+            weight = torch.ones(units, dtype=torch.float64)
+        reader.shape("weight", weight, (units,))
+        reader.finite("weight", weight)
+        if bool((weight < 0).any()):
+            raise NumericsError("The array 'weight' holds negative numbers.", "Weights are >= 0.")
+        credit = self.method.stages[0].credit
+        if credit is not None and reader.find("rewards") is not None:
+            credited = self._credited(reader, credit, sides["own"], units)
+            weight = weight * credited.pop("keep", torch.ones_like(weight))
+            fields |= {name: value for name, value in credited.items() if name in needs.fields}
+        for name in sorted(needs.fields - set(fields)):
+            instead = ("rewards [groups, G]",) if credit is not None else ()
+            value = reader.want(name, "one number for each example", *instead)
+            if value.shape[:1] != (units,) or value.dim() > (2 if name == "advantage" else 1):
+                reader.shape(name, value, (units,))
+            reader.finite(name, value)
+            fields[name] = value
+        return fields, weight
+
+    def _credited(self, reader: Reader, credit: Any, side: Side, units: int) -> dict[str, Tensor]:
+        rewards = reader.arrays["rewards"]
+        if rewards.dim() == 1:
+            rewards = rewards.unsqueeze(0)
+        reader.finite("rewards", rewards)
+        if rewards.dim() != 2 or rewards.numel() != units:
+            raise NumericsError(
+                f"The array 'rewards' has shape {list(rewards.shape)} for {units} completions.",
+                "Give [groups, G], completions in the same order, row by row.",
+            )
+        if rewards.shape[1] < 2:
+            raise NumericsError(
+                f"{self.id} compares completions of one prompt, and each group has one.",
+                "Give at least two completions a prompt.",
+            )
+        finished = reader.find("finished")
+        if finished is None:
+            finished = torch.ones(units, dtype=torch.float64)
+        reader.shape("finished", finished, (units,))
+        lengths = side.mask.sum(-1).reshape(rewards.shape)
+        given = credit(rewards, lengths=lengths, finished=finished.reshape(rewards.shape))
+        return {name: value.reshape(units) for name, value in given.items()}
+
+
+def objective(id: str, update: str | None = None, **hyper: Any) -> Numeric:
+    """A method's loss as a function of arrays in its card's notation, in float64.
+
+    ``id`` and ``hyper`` are as for training. Arrays go by name, as a mapping or as keywords:
+
+    - pairs: ``lp_w``, ``lp_l`` [B] summed over steps, ``rf_w``, ``rf_l`` [B] of the reference,
+    ``n_w``,
+      ``n_l`` [B] lengths (where the method averages); or by step ``logp_w`` [B, T], ``ref_w``,
+      ``mask_w`` and so on; or ``logits_w`` [B, T, V], ``ref_logits_w``, ``tokens_w``, ``mask_w``;
+    - kto: ``lp``, ``rf``, ``lpK``, ``rfK`` [B], ``label`` [B]; slic: also ``lp_t``;
+    - tdpo: also ``D_w``, ``D_l`` [B] (or the logits); aot: two sets may differ in size;
+    - iopo: ``lp_11`` … ``lp_22`` with ``rf_11`` …, or the log-ratios ``r_11`` … ``r_22`` [B];
+    - oreo: ``logp``, ``ref``, ``mask``, ``value``, ``kl`` [B, T], ``reward`` [B], ``segment`` [B,
+    T]; - grpo: ``logp``, ``old``, ``ref``, ``mask`` [B, T] and ``rewards`` [groups, G] or
+    ``advantage``; - sac: ``log_pi``, ``log_pi_next`` [B], ``q``, ``q_pi``, ``q_next`` [J, B],
+    ``reward``,
+      ``terminated`` [B], ``log_alpha``; with a last axis of actions, the discrete form;
+    - sft: ``logp``, ``mask`` [B, T], or ``lp``, ``n`` [B].
+
+    ``weight`` [B] weighs examples. Masked entries may hold anything. A method with several updates
+    (oreo, sac) gives the sum of their losses; ``update`` picks one by what it trains
+    ("policy", "value", …). Each update's constants are constants, so gradients do not mix.
+
+    >>> import polyalign
+    >>> dpo = polyalign.objective("dpo", beta=0.1)
+    >>> result = dpo(lp_w=[-10.0], lp_l=[-12.0], rf_w=[-10.0], rf_l=[-12.0])
+    >>> round(result.value, 6), result.gradients["lp_w"].round(6).tolist()
+    (0.693147, [-0.05])
+
+    Raises :class:`OptionError` for an unknown method, hyper-parameter or update.
+    """
+    method = get(id)(**hyper)
+    assert method.declaration is not None
+    updates = method.stages[0].updates
+    if update is not None:
+        updates = tuple(u for u in updates if update in u.trains)
+        if not updates:
+            valid = {name for u in method.stages[0].updates for name in u.trains}
+            raise OptionError(f"{id} has no update that trains '{update}'.", nearest(update, valid))
+    return Numeric(method.declaration.id, method, updates)
+
+
+def _evaluate(part: Objective, scores: Scores) -> Loss:
+    state: Mapping[str, Tensor] = {}
+    if isinstance(part, Stateful):
+        with torch.no_grad():
+            state = part.before(scores, part.start())
+    return part(scores, state)
+
+
+def _per_unit(terms: list[Term], weight: Tensor) -> NDArray[np.float64]:
+    """Each unit's part of the loss, scaled so that the units' weighted mean is the loss."""
+    total = torch.zeros(len(weight), dtype=torch.float64)
+    for term in terms:
+        values = torch.where(term.weight > 0, term.value.detach(), 0.0) * term.weight
+        whole = term.weight.sum()
+        if bool(whole > 0):
+            total += term.scale * values.reshape(len(weight), -1).sum(1) / whole
+    share: NDArray[np.float64] = torch.where(
+        weight > 0, total * weight.sum() / torch.where(weight > 0, weight, 1.0), 0.0
+    ).numpy()
+    return share
+
+
+def _sizes(id: str, updates: tuple[Update, ...], sides: Mapping[str, Side]) -> None:
+    sizes = {role: len(side.mask) for role, side in sides.items()}
+    unpaired = any(
+        isinstance(u.objective, Transport) and u.objective.form == "unpaired" for u in updates
+    )
+    if len(set(sizes.values())) > 1 and not unpaired:
+        listed = ", ".join(f"{role} {size}" for role, size in sizes.items())
+        raise NumericsError(
+            f"{id} got sides of different sizes ({listed}).",
+            "Give each side one row for each example.",
+        )
+    if min(sizes.values()) == 0:
+        raise NumericsError(f"{id} got no examples.", "Give at least one.")
+
+
+def _refuse(id: str, part: Objective, scores: Scores) -> None:
+    """What a card says must be refused and only numbers can show."""
+    if part.needs.statistics and len(scores.weight) < 2:
+        raise NumericsError(
+            f"{id} measures its zero point over several examples, and there is one.",
+            "Give at least two.",
+        )
+    if isinstance(getattr(part, "reward", None), LogOdds):
+        for role in ("chosen", "rejected"):
+            if bool((scores[role].mean() >= 0).any()):
+                raise NumericsError(
+                    f"{id}: an average {role} log-probability is not below 0, so it has no odds.",
+                    "Probabilities must be below 1; compute them in float32 or better.",
+                )
+    if isinstance(part, PolicyGradient) and part.aggregation == "dr_grpo":
+        longest = int(scores["own"].mask.sum(-1).max())
+        if longest > part.budget:
+            raise NumericsError(
+                f"{id}: a completion has {longest} steps, more than L_max={part.budget}.",
+                f"Use L_max of at least {longest}.",
+            )
+    if getattr(part, "level", None) == "step" and scores.segment is None:
+        raise OptionError(
+            f"{id} with level=step needs the array 'segment' [B, T].", "Number the steps' tokens."
+        )
+
+
+def _warn(id: str, needs: Needs, scores: Scores, sides: Mapping[str, Side]) -> None:
+    """What a card says must be warned of."""
+
+    def warn(text: str) -> None:
+        warnings.warn(f"{id}: {text}", PolyalignWarning, stacklevel=5)
+
+    if needs.couples == "batch" and len(scores.weight) == 1:
+        warn("one pair has nothing to sort against; the loss is DPO's.")
+    if "label" in needs.fields:
+        label = scores.fields["label"]
+        if bool(((label != 0) & (label != 1)).any()):
+            raise NumericsError("The array 'label' holds more than 0 and 1.", "Give booleans.")
+        if len(set(label.tolist())) == 1:
+            warn("all examples have one label, so only one side is learnt.")
+    if "chosen" in sides and "rejected" in sides and needs.couples != "batch":
+        w, l = sides["chosen"], sides["rejected"]  # noqa: E741
+        if w.logp.shape == l.logp.shape and w.ref is not None and l.ref is not None:
+            same = ((w.logp == l.logp) & (w.ref == l.ref) & (w.mask == l.mask)).all(-1)
+            if bool(same.any()):
+                row = int(same.nonzero()[0, 0])
+                warn(f"chosen and rejected look identical in example {row}.")
