@@ -222,7 +222,10 @@ def extras(row: Row, form: Format) -> tuple[float, dict[str, float], dict[str, A
 
 
 def parse(row: Row, recognised: Recognised, key: str = "") -> tuple[Record, str]:
-    """The record of one row and the hash of its content; raises :class:`RowError`."""
+    """The record of one row, and the hash of its content where no key is given.
+
+    Raises :class:`RowError` for a row that does not hold what the format needs.
+    """
     refuse_images(row)
     form = recognised.form
     parts = form.parse(row)
@@ -234,7 +237,7 @@ def parse(row: Row, recognised: Recognised, key: str = "") -> tuple[Record, str]
         if recognised.conversational:
             now, others = others, now
         raise RowError("row", f"is {now} where the other rows are {others}")
-    content = content_hash(parts)
+    content = "" if key else content_hash(parts)
     record = form.kind(
         key=key or content,
         weight=weight,

@@ -116,8 +116,14 @@ class RowParser:
         return parse(renamed(row, self.columns), self.recognised(), key)[0]
 
     def recognised(self) -> Recognised:
-        form = next(f for f in all_formats() if _identity_of(f) == self.form)
-        return Recognised(form, self.conversational)
+        """The format, found by its identity."""
+        return _recognised(self.form, self.conversational)
+
+
+@cache
+def _recognised(identity: str, conversational: bool) -> Recognised:
+    form = next(f for f in all_formats() if _identity_of(f) == identity)
+    return Recognised(form, conversational)
 
 
 def _identity_of(form: Format) -> str:

@@ -93,6 +93,35 @@ class FeedbackSet(Sequence[Record]):
             self._store, self.kind, self.format, self.source, rejects, self.columns, chosen
         )
 
+    def held(self, limit: int = 100_000) -> FeedbackSet:
+        """The same set with its records in memory, unless there are more than ``limit``."""
+        if len(self) > limit or isinstance(self._store, ListStore):
+            return self
+        store = HeldStore(self, list(self))
+        return FeedbackSet(
+            store, self.kind, self.format, self.source, self.rejects, self.columns, None, self.notes
+        )
+
     def __repr__(self) -> str:
         bad = f", {len(self.rejects)} rejected" if self.rejects else ""
         return f"<{len(self)} {kind_name(self.kind)} from {self.source} ({self.format}{bad})>"
+
+
+class HeldStore:
+    """A set's records in memory; rows and places still come from the set."""
+
+    def __init__(self, base: FeedbackSet, records: list[Record]) -> None:
+        self.base = base
+        self.records = records
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def record(self, index: int) -> Record:
+        return self.records[index]
+
+    def raw(self, index: int) -> Mapping[str, Any]:
+        return self.base.raw(index)
+
+    def place(self, index: int) -> tuple[str, int]:
+        return self.base.place(index)
