@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from statistics import fmean, median, variance
 from typing import Any
 
+from polyalign.feedback.payloads import text_of
 from polyalign.metrics.sequences import fault
 
 Row = Mapping[str, Any]
@@ -35,8 +36,8 @@ LARGE_KL = 25.0
 def advise(history: Sequence[Row], samples: Sequence[Row] = ()) -> list[Advice]:
     """What stands out in a run's rows, the gravest first.
 
-    ``history``: rows of metrics.jsonl; ``samples``: rows of samples.jsonl (``after`` and, where
-    known, ``finished``). Rows and names that are missing only silence the rules that need them.
+    ``history``: rows of metrics.jsonl; ``samples``: rows of samples.jsonl
+    (``before``, ``after``). Rows and names that are missing only silence the rules that need them.
     """
     found = [rule(history) for rule in RULES]
     return [advice for advice in (*found, degenerate(samples, _last_step(history))) if advice]
@@ -234,9 +235,9 @@ def alike(history: Sequence[Row]) -> Advice | None:
 
 def degenerate(samples: Sequence[Row], step: int = 0) -> Advice | None:
     """Sampled answers loop or are empty (words are the steps)."""
-    texts = [row for row in samples if isinstance(row.get("after"), str)]
-    seen = [fault(row["after"].split(), bool(row.get("finished", True))) for row in texts]
-    before = [fault(row["before"].split()) for row in texts if isinstance(row.get("before"), str)]
+    texts = [row for row in samples if row.get("after") is not None]
+    seen = [fault(text_of(row["after"]).split()) for row in texts]
+    before = [fault(text_of(row["before"]).split()) for row in texts if row.get("before")]
     bad = sum(f in ("empty", "loop") for f in seen)
     was = sum(f in ("empty", "loop") for f in before)
     if bad == 0 or bad <= max(0.2 * len(texts), was):

@@ -20,6 +20,7 @@ from polyalign.feedback.records import Prompt
 from polyalign.feedback.units import seed_of
 from polyalign.metrics.arrays import Floats
 from polyalign.metrics.association import correlation
+from polyalign.metrics.comparison import outcome
 from polyalign.metrics.intervals import Estimate, bootstrap, proportion
 from polyalign.metrics.sequences import distinct, fault, lengths
 from polyalign.protocols import Judge, Policy, Sampling, Verdict
@@ -282,9 +283,14 @@ def contest(first: Samples, second: Samples, judge: Judge) -> Contest:
         other = _preferred(judge, second, first)
         wins = (one + 1 - other) / 2
     else:
-        a, b = judged(first, judge).scores, judged(second, judge).scores
-        wins = np.where(np.isnan(a - b), np.nan, (np.sign(a - b) + 1) / 2)
+        return compared(judged(first, judge), judged(second, judge))
     return Contest(wins, first.cluster, first, second)
+
+
+def compared(first: Judged, second: Judged) -> Contest:
+    """The contest of two policies whose answers have scores."""
+    wins = outcome(first.scores, second.scores)
+    return Contest(wins, first.samples.cluster, first.samples, second.samples)
 
 
 def _preferred(judge: Judge, first: Samples, second: Samples) -> Floats:
