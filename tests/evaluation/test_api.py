@@ -28,7 +28,7 @@ def test_pairs_give_ranking_before_and_after_and_divergence():
     found = plain(evaluate(Letters(a=4, end=2), PAIRS, reference=Letters(end=2)))
     assert found["ranking"]["accuracy"]["implicit"]["value"] == 1.0
     assert found["ranking_reference"]["accuracy"]["mean_likelihood"]["value"] == 0.0
-    assert found["ranking_gain"]["mean_likelihood"]["value"] == 0.0
+    assert found["ranking_gain"]["mean_likelihood"]["value"] == 1.0
     assert found["divergence"]["kl"]["low"] > 0
     assert "judge" not in found
 

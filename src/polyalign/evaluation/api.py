@@ -148,7 +148,7 @@ def _records(
 
         sources = [str(data)] if isinstance(data, (str, Path)) else [str(d) for d in data]
         found = read(sources, columns=dict(columns) if columns else None, limit=limit)
-        records, source, rejected = found, ", ".join(sources), len(found.rejects)  # type: ignore[assignment]
+        records, source, rejected = found, ", ".join(sources), len(found.rejects)
     if not len(records):
         raise DataError(f"{source}: no usable example.", "Run: polyalign data check FILE")
     kind = type(records[0])
