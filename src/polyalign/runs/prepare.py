@@ -43,7 +43,7 @@ def read_records(
         raise DataError(f"{', '.join(sources)}: no usable example.", "Run: polyalign data check FILE")
     if kind is wanted:
         return found, list(found.rejects), notes
-    from polyalign.feedback.convert import AUTOMATIC, convert
+    from polyalign.feedback import AUTOMATIC, convert
 
     if (kind, wanted) not in AUTOMATIC:
         raise DataError(
