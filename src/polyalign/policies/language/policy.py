@@ -1,0 +1,297 @@
+"""A causal language model of `transformers` as a policy: its steps are tokens."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from polyalign.errors import ModelError, NeedsError, OptionError, nearest
+from polyalign.policies.language import adapters
+from polyalign.policies.language.adapters import LoraSpec
+from polyalign.policies.language.layout import Kind, lay, passes
+from polyalign.policies.language.logprobs import token_quantities
+from polyalign.policies.language.signals import AGAINST, LAW
+from polyalign.policies.language.template import Encoded, Template
+from polyalign.policies.language.trunk import Trunk
+from polyalign.protocols import Policy, PolicyScores, Rollout, Sampling
+from polyalign.types import Row, Rows
+
+
+class LanguagePolicy:
+    """A causal language model, whole or with a low-rank adapter.
+
+    The model is always in evaluation mode: there is no dropout, and scores are a function of
+    parameters and rows. Log-probabilities are float32 or better, on the model's device.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        peft: Any = None,
+        template: Template | None = None,
+        trunk: Trunk | None = None,
+        live: bool = True,
+        **limits: Any,
+    ) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.peft = peft
+        self.live = live
+        self.trunk = trunk or Trunk(model)
+        self.template = template or _template(model, tokenizer, **limits)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        lora: LoraSpec | None = None,
+        dtype: str | torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        max_length: int | None = None,
+        max_prompt_length: int | None = None,
+        assistant: Literal["last", "all"] = "last",
+        checkpointing: bool = False,
+        seed: int = 0,
+        frozen: bool = False,
+        attn: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> LanguagePolicy:
+        """Load a model folder, cached name or hub id; an adapter folder goes on from its adapter.
+
+        ``lora`` adds a new adapter, initialised from ``seed``; without it all weights train, unless
+        ``frozen``. ``dtype`` is that of the computation (default float32 on a CPU, bfloat16 on a
+        GPU); whatever trains is held in float32. ``checkpointing`` computes each layer again in
+        the backward pass instead of keeping it.
+
+        Raises :class:`ModelError` when model, tokenizer, adapter and options do not fit.
+        """
+        from polyalign.policies.language import folders, models
+
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        compute = _dtype(dtype, device)
+        options: dict[str, Any] = {"attn": attn, "trust_remote_code": trust_remote_code}
+        folder = models.resolve(path, trust_remote_code=trust_remote_code)
+        adapted = folders.is_adapter(folder)
+        if adapted and lora is not None:
+            raise ModelError(
+                f"{path} is an adapter already, and a new LoRA was asked for.",
+                "Leave the LoRA options out to train this adapter on, or merge it first: "
+                "polyalign model merge",
+            )
+        whole = lora is None and not adapted and not frozen
+        held = torch.promote_types(compute, torch.float32) if whole else compute
+        base = str(folders.adapter_base(folder)) if adapted else str(path)
+        model = models.load_model(base, dtype=held, device=str(device), **options)
+        tokenizer = models.load_tokenizer(folder, trust_remote_code=trust_remote_code)
+        models.check_vocabulary(model, tokenizer)
+        peft = None
+        if adapted:
+            peft = adapters.attach_folder(model, folder)
+        elif lora is not None:
+            peft = adapters.attach(model, lora, seed, base)
+        if peft is not None:
+            model = peft.get_base_model()
+        trunk = Trunk(model, autocast=compute if held != compute else None)
+        if checkpointing:
+            trunk.checkpoint_layers()
+        policy = cls(
+            model,
+            tokenizer,
+            peft=peft,
+            trunk=trunk,
+            live=not frozen,
+            max_length=max_length,
+            max_prompt_length=max_prompt_length,
+            assistant=assistant,
+        )
+        for parameter in model.parameters():
+            parameter.requires_grad_(whole)
+        for parameter in policy.trainable().values():
+            parameter.requires_grad_(True)
+        return policy
+
+    @property
+    def device(self) -> torch.device:
+        found: torch.device = self.trunk.device
+        return found
+
+    @property
+    def offers(self) -> frozenset[str]:
+        return LAW | AGAINST | {"sample_rows"}
+
+    def encode(self, context: Any, completion: Any) -> Row:
+        """The row of a prompt and a completion; see :class:`Template` for what becomes of them."""
+        return self.encoded(context, completion).row
+
+    def encoded(self, context: Any, completion: Any) -> Encoded:
+        """The row and what the length limits, tokenizer and template did to it."""
+        return self.template.encode(context, completion)
+
+    def score(
+        self,
+        rows: Rows,
+        want: frozenset[str] = frozenset(),
+        draws: Mapping[str, Tensor] | None = None,
+        against: Mapping[str, Policy] | None = None,
+    ) -> PolicyScores:
+        """Log-probabilities [N, T] and the signals in ``want``, each [N, T], 0 where masked.
+
+        Raises :class:`NeedsError` for a signal that is not offered, or one of two laws without a
+        live reference of the same vocabulary.
+        """
+        unknown = want - (LAW | AGAINST)
+        if unknown:
+            name = min(unknown)
+            raise NeedsError(
+                f"A language model does not offer the signal '{name}'.",
+                nearest(name, LAW | AGAINST),
+            )
+        n, t = rows.mask.shape
+        kind = self.trunk.layout()
+        states, own = self.states(rows, kind)
+        reference = None
+        if want & AGAINST:
+            other = (against or {}).get("ref")
+            if not isinstance(other, LanguagePolicy):
+                raise NeedsError(
+                    "A divergence over whole laws needs a live reference that is a language model.",
+                    "Use a reference by weights (start, previous or a model folder).",
+                )
+            with torch.no_grad():
+                reference = (other.states(rows, kind)[0], other.trunk.head)
+        targets = rows.steps.to(own.device).flatten()[own]
+        found = token_quantities(states, self.trunk.head, targets, want, reference)
+
+        def placed(values: Tensor) -> Tensor:
+            out = values.new_zeros(n * t)
+            return out.index_put((own,), values).reshape(n, t)
+
+        signals = {name: placed(found[name]) for name in want}
+        return PolicyScores(placed(found["logp"]), signals)
+
+    def states(self, rows: Rows, kind: Kind | None = None) -> tuple[Tensor, Tensor]:
+        """The states [M, H] that predict the rows' own steps, and the steps' places [M].
+
+        A place is an index into [N * T]. The steps are in the order of their places, so two
+        policies' states belong together.
+        """
+        kind = kind or self.trunk.layout()
+        states, places = [], []
+        for index in passes(rows, kind):
+            laid = lay(rows, kind, index).to(self.device)
+            states.append(self.trunk.states(laid))
+            places.append(laid.own)
+        if not states:
+            nothing = torch.zeros(0, dtype=torch.long, device=self.device)
+            return self.trunk.no_states(), nothing
+        own = torch.cat(places)
+        order = own.argsort()
+        return torch.cat(states)[order], own[order]
+
+    def sample(
+        self, contexts: Sequence[Any], n: int, how: Sampling, seeds: Sequence[int]
+    ) -> Rollout:
+        """``n`` completions a context, row ``i`` drawn with ``seeds[i]``, whatever is beside it."""
+        from polyalign.policies.language.generate import generate
+
+        return generate(self, contexts, n, how, seeds)
+
+    def freeze(self) -> LanguagePolicy:
+        """This policy as it is now, as a constant.
+
+        Weights that do not train are shared. An adapter that changes nothing yet costs nothing: the
+        constant computes without it.
+        """
+        if not self.live:
+            return self
+        wrapped = adapters.twin(self.model if self.peft is None else self.peft)
+        model = wrapped if self.peft is None else wrapped.get_base_model()
+        model.requires_grad_(False)
+        if self.peft is not None and adapters.changes_nothing(model):
+            adapters.enable(model, False)
+        return LanguagePolicy(
+            model,
+            self.tokenizer,
+            peft=None if self.peft is None else wrapped,
+            template=self.template,
+            trunk=self.trunk.of(model),
+            live=False,
+        )
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that training may move; none of a constant policy."""
+        return self._parameters() if self.live else {}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The values that ``load`` sets, by name, of a live or a constant policy."""
+        return {name: p.detach() for name, p in self._parameters().items()}
+
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        if self.peft is None:
+            return dict(self.model.named_parameters())
+        return adapters.adapter_parameters(self.model)
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set the values of ``tensors()`` by name.
+
+        Raises :class:`ModelError` when names or shapes do not fit.
+        """
+        adapters.set_parameters(self._parameters(), dict(tensors))
+        if self.peft is not None:
+            adapters.enable(self.model, True)
+
+    def build(self, kind: str, options: Mapping[str, Any]) -> nn.Module:
+        """A module beside the policy: "value", a scalar head over each step's state."""
+        from polyalign.policies.language.heads import Value
+
+        if kind != "value":
+            raise OptionError(f"A language model has no module '{kind}'.", nearest(kind, ["value"]))
+        return Value(self, **options)
+
+    def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
+        """Write a folder that `transformers` (or `peft`, for an adapter) loads: safetensors only.
+
+        ``dtype`` is that of the written weights (default: as held); tokenizer and chat template
+        are written along.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        model = self.model if self.peft is None else self.peft
+        if dtype is not None:
+            model = copy.deepcopy(model).to(dtype)
+        model.save_pretrained(folder)
+        (folder / "README.md").unlink(missing_ok=True)  # peft's own, empty model card
+        self.tokenizer.save_pretrained(folder)
+        return folder
+
+
+def _template(model: Any, tokenizer: Any, **limits: Any) -> Template:
+    """The tokenizer's template with the model's limits: its positions and its end tokens."""
+    config = model.config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
+    bounds = [n for n in (limits.pop("max_length", None), positions) if n is not None]
+    declared = getattr(model.generation_config, "eos_token_id", None)
+    ends = [declared] if isinstance(declared, int) else list(declared or ())
+    return Template(
+        tokenizer, max_length=min(bounds, default=None), end_ids=frozenset(ends), **limits
+    )
+
+
+def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    if dtype is None:
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    valid = {"float32", "bfloat16", "float16", "float64"}
+    if dtype not in valid:
+        raise OptionError(f"There is no dtype '{dtype}'.", nearest(dtype, valid))
+    found: torch.dtype = getattr(torch, dtype)
+    return found

@@ -1,0 +1,41 @@
+"""What a language model's law at a step says beside the step's log-probability.
+
+Axes: M steps, V tokens. All in nats, in the dtype of the logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+LAW = frozenset({"entropy", "log_collision", "max_prob"})
+"""Signals of one law."""
+
+AGAINST = frozenset({"kl(ref|policy)", "kl(policy|ref)"})
+"""Signals of the policy's law and a live reference's."""
+
+
+def quantities(
+    logits: Tensor, targets: Tensor, want: frozenset[str], reference: Tensor | None = None
+) -> Mapping[str, Tensor]:
+    """``logp`` of ``targets`` [M] under ``logits`` [M, V], and the signals in ``want``, each [M].
+
+    ``reference`` [M, V] are the other law's logits, constant.
+    """
+    law = torch.log_softmax(logits, -1)
+    out = {"logp": law.gather(-1, targets.unsqueeze(-1)).squeeze(-1)}
+    if "entropy" in want:
+        out["entropy"] = -(law.exp() * law).sum(-1)
+    if "log_collision" in want:
+        out["log_collision"] = torch.logsumexp(2 * law, -1)
+    if "max_prob" in want:
+        out["max_prob"] = law.max(-1).values.exp()
+    if want & AGAINST and reference is not None:
+        ref = torch.log_softmax(reference, -1)
+        if "kl(ref|policy)" in want:
+            out["kl(ref|policy)"] = (ref.exp() * (ref - law)).sum(-1)
+        if "kl(policy|ref)" in want:
+            out["kl(policy|ref)"] = (law.exp() * (law - ref)).sum(-1)
+    return out
