@@ -8,7 +8,7 @@ from torch.distributions import Normal, TanhTransform, TransformedDistribution
 from torch.distributions import kl_divergence as kl
 
 from polyalign.errors import ModelError, NeedsError, OptionError
-from polyalign.policies.control import GaussianPolicy, log_slope
+from polyalign.policies.control import GaussianPolicy, log_slope, normal
 from polyalign.policies.modules import Quadratic
 from polyalign.protocols import Sampling
 from polyalign.types import Rows
@@ -158,3 +158,12 @@ def test_a_critic_gives_one_number_for_rows_and_for_fresh_actions(options):
     torch.testing.assert_close(q(rows)[:, 0], q(states, rows.steps[:, 0]))
     torch.testing.assert_close(q(rows), q(states, rows.steps))
     assert policy.build("value", options)(rows).shape == (2, 1)
+
+
+def test_seeded_noise_is_standard_normal_and_independent_across_seeds_and_places():
+    noise = normal(torch.arange(20_000), 2, 1).squeeze(-1)
+    assert noise.mean(0).abs().max() < 0.03
+    assert (noise.std(0) - 1).abs().max() < 0.03
+    assert abs(float(torch.corrcoef(noise.T)[0, 1])) < 0.03
+    assert abs(float(torch.corrcoef(torch.stack([noise[:-1, 0], noise[1:, 0]]))[0, 1])) < 0.03
+    assert abs(float((noise**4).mean()) - 3) < 0.2

@@ -33,6 +33,12 @@ OFFERS = frozenset(
 )
 LOG_STD = (-20.0, 2.0)
 
+# Splitmix64's constants (Steele, Lea and Flood 2014) as signed 64-bit integers.
+_GOLDEN, _FIRST, _SECOND = (
+    constant - (1 << 64)
+    for constant in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)
+
 
 class GaussianPolicy:
     """a = mean(s) + std * noise, or its tanh when ``squash``; noise ~ N(0, I).
@@ -72,21 +78,19 @@ class GaussianPolicy:
         return OFFERS if self.squash else OFFERS | {"entropy", "log_collision"}
 
     def encode(self, context: Any, completion: Any) -> Row:
-        context = tuple(map(float, context))
         if len(context) != self.states:
             raise ModelError(
                 f"A state has {len(context)} numbers, and this policy reads {self.states}.",
                 "Use the policy's own environment.",
             )
         if completion is None:
-            return Row(context, torch.zeros(0, self.actions, dtype=torch.float64), _ones(0))
-        action = torch.tensor([float(a) for a in completion], dtype=torch.float64)
-        if len(action) != self.actions:
+            return Row(tuple(context), torch.zeros(0, self.actions, dtype=torch.float64), _ones(0))
+        if len(completion) != self.actions:
             raise ModelError(
-                f"An action has {len(action)} numbers, and this policy makes {self.actions}.",
+                f"An action has {len(completion)} numbers, and this policy makes {self.actions}.",
                 "Use the policy's own environment.",
             )
-        return Row(context, action.unsqueeze(0), _ones(1))
+        return Row(tuple(context), torch.tensor([completion], dtype=torch.float64), _ones(1))
 
     def moments(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation [..., D] before any squashing."""
@@ -177,7 +181,7 @@ class GaussianPolicy:
                 )
             return noise.reshape(n, t, self.actions)
         if "seed" in draws:
-            return torch.stack([normal(int(s), t, self.actions) for s in draws["seed"]])
+            return normal(draws["seed"], t, self.actions)
         raise NeedsError(
             "A pathwise sample needs random numbers, and the batch has none.",
             'Put draws["noise"] [N, T, D] or draws["seed"] [N] into the batch.',
@@ -195,7 +199,7 @@ class GaussianPolicy:
         states = torch.tensor([tuple(c) for c in contexts], dtype=torch.float64)
         with torch.no_grad():
             mean, log_std = (m.repeat_interleave(n, 0) for m in self.moments(states))
-            noise = torch.stack([normal(int(s), self.actions) for s in seeds])
+            noise = normal(torch.tensor(list(seeds)), self.actions)
             # Temperature t raises the Gaussian's density to the power 1/t, before any squashing.
             wide = log_std + 0.5 * math.log(how.temperature)
             free = mean + wide.exp() * noise
@@ -273,10 +277,23 @@ def divergence(mean_p: Tensor, log_p: Tensor, mean_q: Tensor, log_q: Tensor) -> 
     return (0.5 * (ratio + shift - 1) + log_q - log_p).sum(-1)
 
 
-def normal(seed: int, *shape: int) -> Tensor:
-    """Standard normal numbers that are a function of the seed alone."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+def normal(seeds: Tensor, *shape: int) -> Tensor:
+    """Standard normal numbers [N, *shape]; row i is a function of ``seeds[i]`` alone.
+
+    Number k of a row is the normal quantile of the hash (splitmix64) of seed + k: counter-based,
+    so that a whole batch is drawn at once and company changes nothing.
+    """
+    count = math.prod(shape)
+    z = seeds.long().unsqueeze(-1) + _GOLDEN * torch.arange(1, count + 1)
+    z = (z ^ _shift(z, 30)) * _FIRST
+    z = (z ^ _shift(z, 27)) * _SECOND
+    uniform = (_shift(z ^ _shift(z, 31), 11).double() + 0.5) * 2.0**-53
+    return torch.special.ndtri(uniform).reshape(len(seeds), *shape)
+
+
+def _shift(z: Tensor, bits: int) -> Tensor:
+    """Logical right shift of 64-bit integers, which torch only knows as signed."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _ones(n: int) -> Tensor:

@@ -21,7 +21,7 @@ from polyalign.methods import get
 from polyalign.policies.control import GaussianPolicy
 from polyalign.policies.tabular import BilinearPolicy, SequencePolicy, TabularPolicy
 from polyalign.protocols import Policy
-from polyalign.recipe import Update
+from polyalign.recipe import Declaration, Method, Schedule, Update
 from polyalign.types import Batch, State
 from polyalign.worlds.bandit import Bandit
 from polyalign.worlds.discrete import Discrete
@@ -127,14 +127,13 @@ def train(
     Without ``settings``: ``steps`` full-batch Adam steps with a cosine decay, which end at the
     population optimum to many digits.
     """
-    declared = get(method)
-    hyper = dict(hyper or {})
+    make = _maker(get(method), dict(hyper or {}))
     policy = policy or policy_for(world)
     if settings is None:
         settings = exact(len(records), steps)
     watch = Watch(world, max(1, steps // 20))
     session = Session(
-        lambda progress: declared(progress=progress, **hyper),
+        make,
         policy,
         records,
         settings,
@@ -145,6 +144,14 @@ def train(
     begin = time.perf_counter()
     run_session(session)
     return LabRun(policy, session, watch.curve, time.perf_counter() - begin)
+
+
+def _maker(declared: Declaration, hyper: Mapping[str, Any]) -> Callable[[float], Method]:
+    """The method at a progress; made once where no hyper-parameter is a schedule."""
+    fixed = declared(**hyper)
+    if any(isinstance(value, Schedule) for value in fixed.hyper.values()):
+        return lambda progress: declared(progress=progress, **hyper)
+    return lambda progress: fixed
 
 
 def exact(batch: int, steps: int, lr: float = 0.1, **more: Any) -> Settings:
