@@ -76,7 +76,8 @@ def train(
     replan: bool = False,
     **options: Any,
 ) -> Run:
-    """Align a model: ``train("simpo", model="smollm2", data="pairs.jsonl", output="runs/a", beta=2)``.
+    """Align a model: ``train("simpo", model="smollm2", data="pairs.jsonl", output="runs/a",
+    beta=2)``.
 
     ``options`` are those of :class:`polyalign.runs.config.TrainConfig` and of the method. Raises
     :class:`PolyalignError` with one sentence and the mend for whatever a user can mend.

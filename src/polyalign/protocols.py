@@ -55,7 +55,9 @@ class Policy(Protocol):
 
     @property
     def offers(self) -> frozenset[str]:
-        """Names of :data:`SIGNALS` that ``score`` can give, and "sample_rows" when it can sample."""
+        """Names of :data:`SIGNALS` that ``score`` can give, and "sample_rows" when it can
+        sample.
+        """
         ...
 
     def encode(self, context: Any, completion: Any) -> Row:
@@ -98,7 +100,9 @@ class Policy(Protocol):
         ...
 
     def build(self, kind: str, options: Mapping[str, Any]) -> torch.nn.Module:
-        """A trainable module of this policy's domain ("value", "q", …) that maps rows to a signal."""
+        """A trainable module of this policy's domain ("value", "q", …) that maps rows to a
+        signal.
+        """
         ...
 
 

@@ -130,7 +130,9 @@ def Records() -> Source:
 
 
 def Rollouts(n: int, **options: Any) -> Source:
-    """``n`` completions a prompt from the policy, judged; ``options`` of :class:`Sampling` pass on."""
+    """``n`` completions a prompt from the policy, judged; ``options`` of :class:`Sampling` pass
+    on.
+    """
     return Source("rollouts", options={"n": n, **options})
 
 
@@ -240,7 +242,8 @@ class Declaration:
             first = error.errors()[0]["msg"]
             raise OptionError(
                 f"{self.id}: {name}={value!r} is not allowed: {first[0].lower()}{first[1:]}.",
-                f"The default is {self.schema[name].default!r}; see: polyalign methods show {self.id}",
+                f"The default is {self.schema[name].default!r}; see: polyalign methods show "
+                f"{self.id}",
             ) from None
 
     def __call__(self, *, progress: float = 0.0, **hyper: Any) -> Method:
@@ -269,13 +272,16 @@ def method(
     """Declare a method: its function's signature is its hyper-parameter schema.
 
     Every parameter needs a type with its bounds and a default; the docstring's first line is the
-    title. ``paper`` holds the published ``lr``, ``batch`` and ``epochs`` (``--paper-defaults``). Raises :class:`OptionError` when the id is taken by another function.
+    title. ``paper`` holds the published ``lr``, ``batch`` and ``epochs`` (``--paper-defaults``).
+    Raises :class:`OptionError` when the id is taken by another function.
     """
 
     def declare(make: Callable[..., Method]) -> Declaration:
         old = REGISTRY.get(id)
         if old is not None and old.make.__module__ != make.__module__:
-            raise OptionError(f"The method id '{id}' is taken by {old.make.__module__}.", "Choose another id.")
+            raise OptionError(
+                f"The method id '{id}' is taken by {old.make.__module__}.", "Choose another id."
+            )
         for parameter in inspect.signature(make).parameters.values():
             if parameter.default is parameter.empty or parameter.annotation is parameter.empty:
                 raise OptionError(
@@ -301,7 +307,7 @@ def method(
 
 
 __all__ = [
-    "REGISTRY", "Count", "DataStep", "Declaration", "Environment", "Method", "Module", "NonNegative",
-    "Offline", "Optimizer", "Positive", "Probability", "Real", "Records", "Reference", "Rollouts",
+    "REGISTRY", "Count", "DataStep", "Declaration", "Environment", "Method", "Module",
+    "NonNegative", "Offline", "Optimizer", "Positive", "Probability", "Real", "Records", "Reference", "Rollouts",
     "Schedule", "Share", "Smoothing", "Source", "Stage", "Stages", "Update", "kind_name", "method",
 ]  # fmt: skip

@@ -83,7 +83,9 @@ class Rows:
         return Rows(contexts, torch.tensor(index), steps, mask, segment)
 
     def take(self, index: Tensor) -> Rows:
-        """The rows at ``index``, with only the contexts they use, trimmed to the longest of them."""
+        """The rows at ``index``, with only the contexts they use, trimmed to the longest of
+        them.
+        """
         kept, context = torch.unique(self.context[index], return_inverse=True)
         mask = self.mask[index]
         used = mask.any(0).nonzero()
@@ -167,7 +169,8 @@ class Loss:
 
 @dataclass(frozen=True)
 class Scores:
-    """What an objective sees, over rows [N, T] or, after ``scores[role]``, over units [U, T] or [U, K, T].
+    """What an objective sees, over rows [N, T] or, after ``scores[role]``, over units [U, T] or
+    [U, K, T].
 
     ``logp`` carries gradient; ``refs[name]``, ``old`` and ``fields`` do not; ``signals[name]``
     holds exactly what was asked for ([N, T], [N] or [N, ...]). ``valid`` is False for the
@@ -213,7 +216,9 @@ class Scores:
         return self.mask.sum(-1).clamp(min=1).to(self.logp.dtype)
 
     def sum(self, x: Tensor | None = None) -> Tensor:
-        """Sum over steps of ``x`` (default logp) where the mask is True; NaN elsewhere does not leak."""
+        """Sum over steps of ``x`` (default logp) where the mask is True; NaN elsewhere does not
+        leak.
+        """
         return torch.where(self.mask, self.logp if x is None else x, 0.0).sum(-1)
 
     def mean(self, x: Tensor | None = None) -> Tensor:
@@ -228,7 +233,9 @@ class Scores:
         """Unit weights spread over the view's rows; 0 for missing members."""
         weight = self.weight.to(self.logp.dtype)
         if self.valid is None:
-            raise ValueError("row and step terms are made from a role: scores['chosen'].per_step(…)")
+            raise ValueError(
+                "row and step terms are made from a role: scores['chosen'].per_step(…)"
+            )
         while weight.dim() < self.valid.dim():
             weight = weight.unsqueeze(-1)
         return weight * self.valid
@@ -261,7 +268,8 @@ Coupling = Literal["unit", "statistics", "batch"]
 
 @dataclass(frozen=True)
 class Needs:
-    """What an objective asks of units, references, policy and engine; parts' needs add up with ``|``.
+    """What an objective asks of units, references, policy and engine; parts' needs add up with
+    ``|``.
 
     ``roles`` are scored with gradient; ``statistics`` roles are scored without, for
     ``before`` only. ``references`` are names whose log-probabilities are read; ``signals`` come
@@ -320,8 +328,10 @@ def needs(
 
 SIGNALS = {
     "entropy": "entropy of the policy's law at each step, nats [N, T]",
-    "kl(ref|policy)": "KL(ref || policy) over the whole law at each step, nats [N, T]; live reference",
-    "kl(policy|ref)": "KL(policy || ref) over the whole law at each step, nats [N, T]; live reference",
+    "kl(ref|policy)": "KL(ref || policy) over the whole law at each step, nats [N, T]; live "
+    "reference",
+    "kl(policy|ref)": "KL(policy || ref) over the whole law at each step, nats [N, T]; live "
+    "reference",
     "log_collision": "log sum_v p(v)^2 at each step [N, T]",
     "max_prob": "largest probability at each step [N, T]",
     "context": "the context as a tensor [N, ...] (control, worlds)",

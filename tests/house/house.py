@@ -15,6 +15,7 @@ PACKAGE = REPOSITORY / "src" / "polyalign"
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("studies",),
+    ("api",),
     ("methods",),
     ("reports",),
     ("runs",),

@@ -54,7 +54,9 @@ def config(method: str, model: Path, data: Path, output: Path, **options: Any) -
 
 def final_bytes(folder: Path) -> dict[str, bytes]:
     """The trained weights as they lie on disk."""
-    return {path.name: path.read_bytes() for path in sorted((folder / "final").glob("*.safetensors"))}
+    return {
+        path.name: path.read_bytes() for path in sorted((folder / "final").glob("*.safetensors"))
+    }
 
 
 def rows_without_time(folder: Path) -> list[dict[str, Any]]:

@@ -102,7 +102,9 @@ def test_a_finished_run_is_not_overwritten(tmp_path, tiny_llama):
 def test_a_plan_that_no_longer_fits_is_one_sentence_and_replan_goes_on(
     tmp_path, tiny_llama, monkeypatch
 ):
-    declaration, first = prepare(tmp_path, tiny_llama, "offline, reference cached over two epochs", "r")
+    declaration, first = prepare(
+        tmp_path, tiny_llama, "offline, reference cached over two epochs", "r"
+    )
     boundary = FolderHooks.boundary
 
     def stop(self: FolderHooks, session: Any) -> None:
@@ -159,7 +161,8 @@ train(declaration_of(config.method), config, resume=True)
 
 
 def kill_and_continue(tmp_path: Path, tiny: Path, kills: int, seed: int) -> None:
-    """Kill a training process at random moments, continuing each time; compare with one whole run."""
+    """Kill a training process at random moments, continuing each time; compare with one whole
+    run."""
     import yaml
 
     data = write_pairs(tmp_path / "pairs.jsonl", 48)

@@ -48,5 +48,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def mine(items: list[Any]) -> list[Any]:
-    """This process's share of a step's units: every count()-th, so that shares differ by at most one."""
+    """This process's share of a step's units: every count()-th, so that shares differ by at most
+    one.
+    """
     return items[rank() :: count()]

@@ -33,7 +33,8 @@ class Cast:
                 )
             if name not in self.policy.offers:
                 raise NeedsError(
-                    f"The objective needs '{name}' ({SIGNALS[name]}), which this policy does not offer.",
+                    f"The objective needs '{name}' ({SIGNALS[name]}), which this policy does not "
+                    "offer.",
                     f"It offers: {', '.join(sorted(self.policy.offers)) or 'nothing beside logp'}.",
                 )
         for name in needs.modules - set(self.modules):
@@ -44,7 +45,9 @@ class Cast:
 
 
 def live(needs: Needs) -> bool:
-    """Whether a reference's whole law is read, so that its cached log-probabilities are not enough."""
+    """Whether a reference's whole law is read, so that its cached log-probabilities are not
+    enough.
+    """
     return any("(" in name for name in needs.signals)
 
 
@@ -106,9 +109,9 @@ def blank(cast: Cast, batch: Batch, needs: Needs) -> Scores:
         mask=mask,
         weight=batch.weight,
         roles=batch.roles,
-        refs={name: zeros for name in needs.references},
+        refs=dict.fromkeys(needs.references, zeros),
         old=zeros if batch.old is not None else None,
-        signals={name: zeros for name in needs.signals},
+        signals=dict.fromkeys(needs.signals, zeros),
         fields={name: value.to(torch.float64) for name, value in batch.fields.items()},
         modules=cast.modules,
         segment=batch.rows.segment,
@@ -116,7 +119,9 @@ def blank(cast: Cast, batch: Batch, needs: Needs) -> Scores:
 
 
 def check_finite(scored: Scores, batch: Batch) -> None:
-    """The one check of numbers: raise :class:`NumericsError` naming the first unit that is not finite."""
+    """The one check of numbers: raise :class:`NumericsError` naming the first unit that is not
+    finite.
+    """
     tensors = {"log-probabilities": scored.logp, "reference log-probabilities": None}
     good = torch.isfinite(scored.logp) | ~scored.mask
     for values in scored.refs.values():
@@ -161,7 +166,9 @@ def concatenate(parts: Sequence[Scores]) -> Scores:
     def join_units(values: Sequence[Tensor]) -> Tensor:
         if values[0].dim() > 1:
             width = max(value.shape[1] for value in values)
-            values = [_pad(value, width, -1 if value.dtype == torch.long else 0) for value in values]
+            values = [
+                _pad(value, width, -1 if value.dtype == torch.long else 0) for value in values
+            ]
         return torch.cat(list(values))
 
     first = parts[0]

@@ -56,7 +56,9 @@ class Tally:
         names = sorted({name for share in processes.gather(sorted(self.sums)) for name in share})
         if not names:
             return {}
-        flat = torch.tensor([self.sums.get(name, [0.0, 0.0]) for name in names], dtype=torch.float64)
+        flat = torch.tensor(
+            [self.sums.get(name, [0.0, 0.0]) for name in names], dtype=torch.float64
+        )
         flat = processes.total(flat)
         return {n: float(s / w) for n, (s, w) in zip(names, flat, strict=True) if float(w) > 0}
 
@@ -150,7 +152,8 @@ class Engine:
         needs = objective.needs
         roles = needs.statistics or needs.roles
         parts = [
-            self._score(update, batch.take(units, roles), grad=False) for units in cut(batch, self.budget)
+            self._score(update, batch.take(units, roles), grad=False)
+            for units in cut(batch, self.budget)
         ]
         shares = processes.gather(strip(concatenate(parts)))
         with torch.no_grad():
@@ -279,5 +282,5 @@ def _same(expected: Mapping[str, float], seen: Mapping[str, float]) -> None:
         if abs(value - seen.get(name, 0.0)) > 1e-6 * max(1.0, abs(value)):
             raise NumericsError(
                 f"The weights of the term '{name.partition(':')[2]}' depend on log-probabilities.",
-                'Declare couples="batch" in the objective\'s needs, or move the factor into the value.',
+                'Declare couples="batch" in the needs, or move the factor into the value.',
             )

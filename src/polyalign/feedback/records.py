@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Message = Mapping[str, Any]
-"""One turn of a conversation: ``role`` and ``content`` (and, for tools, what the template needs)."""
+"""One turn of a conversation: ``role`` and ``content`` (and, for tools, what the template
+needs)."""
 
 Payload = Any
 """A prompt or completion: ``str``, ``tuple[Message, ...]``, or a world's own numbers."""
@@ -35,7 +36,9 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt(Record):
-    """Something to answer; the answers come from a policy. ``meta`` may hold what a verifier needs."""
+    """Something to answer; the answers come from a policy. ``meta`` may hold what a verifier
+    needs.
+    """
 
     prompt: Payload
 

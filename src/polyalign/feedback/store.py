@@ -25,7 +25,9 @@ def load(data: Mapping[str, Any]) -> Record:
     True
     """
     if data.get("kind") not in KINDS:
-        raise DataError(f"A stored record has the unknown kind {data.get('kind')!r}.", "Delete the file.")
+        raise DataError(
+            f"A stored record has the unknown kind {data.get('kind')!r}.", "Delete the file."
+        )
     kind = KINDS[data["kind"]]
     return kind(**{name: _back(value) for name, value in data.items() if name != "kind"})
 

@@ -64,7 +64,8 @@ def order(count: int, *parts: object) -> list[int]:
 
 
 def partner(records: Sequence[Binary], index: int, *parts: object) -> Binary:
-    """The example whose answer is put under another's prompt: fixed by (parts, key), never by batch.
+    """The example whose answer is put under another's prompt: fixed by (parts, key), never by
+    batch.
 
     Raises :class:`DataError` when every example has the same prompt.
     """
@@ -88,7 +89,11 @@ def slots(record: Record) -> dict[str, Slot | Members]:
             return {"own": slot, "target": slot, "chosen": slot}
         case Pair():
             chosen = (record.prompt, record.chosen)
-            return {"chosen": chosen, "rejected": (record.prompt, record.rejected), "target": chosen}
+            return {
+                "chosen": chosen,
+                "rejected": (record.prompt, record.rejected),
+                "target": chosen,
+            }
         case Binary():
             return {"own": (record.prompt, record.completion)}
         case Scored():
@@ -132,14 +137,16 @@ def make_units(
             available["mismatched"] = (record.prompt, other.completion)
         for role in wanted - set(available):
             raise NeedsError(
-                f"The objective needs the role '{role}', which {kind_name(type(record))} feedback has not "
+                f"The objective needs the role '{role}', which {kind_name(type(record))} feedback "
+                "has not "
                 f"(example {record.key}).",
                 f"It has: {', '.join(sorted(available)) or 'no roles'}.",
             )
         numbers = fields_of(record)
         for name in needs.fields - set(numbers):
             raise NeedsError(
-                f"The objective needs the number '{name}' of every example, and {record.key} has none.",
+                f"The objective needs the number '{name}' of every example, and {record.key} has "
+                "none.",
                 nearest(name, numbers),
             )
         units.append(
@@ -165,7 +172,8 @@ def assemble(units: Sequence[Unit], encode: Callable[[Payload, Payload], Row]) -
         row = encode(*slot)
         if not bool(row.mask.any()):
             raise DataError(
-                f"Example {unit.key}: the {role} answer has nothing to learn from (it is empty, or was "
+                f"Example {unit.key}: the {role} answer has nothing to learn from (it is empty, "
+                "or was "
                 "emptied by max_length).",
                 "Run: polyalign data check FILE --fix OUT, or raise max_length.",
             )
@@ -199,7 +207,10 @@ def assemble(units: Sequence[Unit], encode: Callable[[Payload, Payload], Row]) -
         Rows.collate(rows),
         roles,
         torch.tensor([unit.weight for unit in units], dtype=torch.float64),
-        {name: _stack([unit.fields[name] for unit in units]) for name in (units[0].fields if units else ())},
+        {
+            name: _stack([unit.fields[name] for unit in units])
+            for name in (units[0].fields if units else ())
+        },
         tuple(unit.key for unit in units),
     )
 

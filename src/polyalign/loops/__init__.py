@@ -1,1 +1,3 @@
-"""How a method's stages are run: epochs over records, rounds of sampling, steps in an environment."""
+"""How a method's stages are run: epochs over records, rounds of sampling, steps in an
+environment.
+"""

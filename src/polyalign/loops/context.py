@@ -22,8 +22,8 @@ Which = Literal["current", "previous"]
 class Context:
     """A loop's side of a data step: everything here is without gradient.
 
-    ``current`` is the policy at the start of the running stage, ``previous`` at the start of the stage
-    before it; the reference is where training began.
+    ``current`` is the policy at the start of the running stage, ``previous`` at the start of the
+    stage before it; the reference is where training began.
     """
 
     def __init__(self, session: Session) -> None:
@@ -79,9 +79,7 @@ class Context:
         out: list[list[Any]] = []
         for start in range(0, len(prompts), size):
             part = list(prompts[start : start + size])
-            seeds = [
-                self.seed("sample", start + i, j) for i in range(len(part)) for j in range(n)
-            ]
+            seeds = [self.seed("sample", start + i, j) for i in range(len(part)) for j in range(n)]
             with torch.no_grad():
                 rollout = self.session.policy.sample(part, n, how, seeds)
             out += [list(rollout.payloads[i * n : (i + 1) * n]) for i in range(len(part))]

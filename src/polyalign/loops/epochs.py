@@ -103,7 +103,9 @@ def stage_records(session: Session) -> Sequence[Record]:
             session.hooks.put(name, kept)
         records = [load(data) for data in kept]
     if not len(records):
-        raise DataError("No example is left to train on.", "Look at the data, or keep a larger share.")
+        raise DataError(
+            "No example is left to train on.", "Look at the data, or keep a larger share."
+        )
     return records
 
 

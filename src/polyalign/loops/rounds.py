@@ -23,8 +23,9 @@ from polyalign.types import Batch, Rows
 def run(session: Session) -> None:
     """Run the current stage: each round takes prompts for one batch of completions.
 
-    A batch of ``settings.batch`` completions is ``batch / n`` prompts with ``n`` completions each; the
-    stage's updates pass over it ``epochs`` times. Raises :class:`NeedsError` without a judge.
+    A batch of ``settings.batch`` completions is ``batch / n`` prompts with ``n`` completions
+    each; the stage's updates pass over it ``epochs`` times. Raises :class:`NeedsError` without a
+    judge.
     """
     if session.judge is None:
         raise NeedsError(
@@ -123,7 +124,8 @@ def _judged(
     reward = verdict.score.double().cpu()
     if reward.shape != (len(repeated),) or not bool(torch.isfinite(reward).all()):
         raise NumericsError(
-            f"The judge returned {tuple(reward.shape)} scores for {len(repeated)} completions, or some "
+            f"The judge returned {tuple(reward.shape)} scores for {len(repeated)} completions, or "
+            "some "
             "are not finite.",
             "Return one finite number for each completion, in order.",
         )

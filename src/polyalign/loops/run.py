@@ -10,9 +10,11 @@ LOOPS = {"records": epochs.run, "rollouts": rounds.run, "environment": steps.run
 
 
 def run(session: Session, restored: bool = False) -> None:
-    """Run what is left of a session; ``restored`` when :meth:`Session.restore` has opened its stage.
+    """Run what is left of a session; ``restored`` when :meth:`Session.restore` has opened its
+    stage.
 
-    Raises :class:`PolyalignError` for what the user can mend; the state at the last boundary stands.
+    Raises :class:`PolyalignError` for what the user can mend; the state at the last boundary
+    stands.
     """
     for index in range(session.position["stage"], len(session.method.stages)):
         if not restored:
@@ -24,6 +26,7 @@ def run(session: Session, restored: bool = False) -> None:
         kinds = {source.kind for source in session.stage.streams.values()}
         if len(kinds) != 1:
             raise NeedsError(
-                f"Stage {index} mixes {' and '.join(sorted(kinds))} as sources.", "Use one kind a stage."
+                f"Stage {index} mixes {' and '.join(sorted(kinds))} as sources.",
+                "Use one kind a stage.",
             )
         LOOPS[kinds.pop()](session)

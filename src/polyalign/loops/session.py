@@ -33,7 +33,8 @@ class Settings:
     """What a run chooses beside the method: sizes, steps, rates.
 
     ``batch``: units in one optimizer step; ``budget``: decisions in one micro-batch at most;
-    ``warmup``: share (below 1) or number of steps; ``clip``: largest gradient norm, None: no clipping.
+    ``warmup``: share (below 1) or number of steps; ``clip``: largest gradient norm, None: no
+    clipping.
     """
 
     seed: int = 0
@@ -154,7 +155,8 @@ class Session:
         if len(self.method.stages) > 1 and self.hooks.get(f"stage-{index}-start") is None:
             self.hooks.put(f"stage-{index}-start", self._policy_tensors())
         self.cast.references = {
-            name: self._reference(stage.reference(name).weights) for name in self._reference_names(stage)
+            name: self._reference(stage.reference(name).weights)
+            for name in self._reference_names(stage)
         }
         # A row that is scored once needs no cache: its reference is scored beside the policy.
         again = self.settings.epochs * stage.share > 1
@@ -269,7 +271,9 @@ class Session:
         return row
 
     def _move(self, name: str, scale: float) -> float:
-        """Step one optimizer with the gradients that lie there; returns their norm before clipping."""
+        """Step one optimizer with the gradients that lie there; returns their norm before
+        clipping.
+        """
         optimizer, parameters = self.optimizers[name], list(self.parameters[name].values())
         processes.add_gradients(parameters)
         limit = self.settings.clip if self.settings.clip is not None else float("inf")
@@ -304,7 +308,9 @@ class Session:
                 policy.load({k: own[k].lerp(now[k].to(own[k]), spec.mix) for k in own})
 
     def with_references(self, batch: Batch) -> Batch:
-        """The batch with cached reference log-probabilities where the stage's references stand still."""
+        """The batch with cached reference log-probabilities where the stage's references stand
+        still.
+        """
         refs = dict(batch.refs)
         wanted = {n for update in self.stage.updates for n in update.objective.needs.references}
         for name in sorted(wanted & set(self.caches)):

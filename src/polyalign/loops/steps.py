@@ -77,7 +77,7 @@ def _keep(session: Session, replay: Replay, state: tuple[float, ...]) -> None:
         loop["environment"] = dict(environment.state_dict())
 
 
-class _Lazy(dict):  # type: ignore[type-arg]
+class _Lazy(dict[str, Any]):
     """The replay's state, taken only when a checkpoint copies it."""
 
     def __init__(self, replay: Replay) -> None:
@@ -100,7 +100,9 @@ def _act(
     action = vector(drawn.payloads[0])
     observation, reward, terminated, truncated, _ = session.environment.step(action)
     if reward != reward:
-        raise NumericsError("The environment gave a reward that is not a number.", "Mend the environment.")
+        raise NumericsError(
+            "The environment gave a reward that is not a number.", "Mend the environment."
+        )
     after = vector(observation)
     replay.add(Transition(state, action, float(reward), after, bool(terminated), bool(truncated)))
     loop["acted"] += 1

@@ -60,7 +60,9 @@ def export_state(
 
 
 def import_state(
-    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], state: Mapping[str, Any]
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    state: Mapping[str, Any],
 ) -> None:
     """Put back what :func:`export_state` gave."""
     for name, memory in state.items():

@@ -41,7 +41,9 @@ class Cache:
         self.reference = reference
         self.rows: dict[str, Tensor] = {}
 
-    def fill(self, batch: Batch, cut: Callable[[Batch], list[Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
+    def fill(
+        self, batch: Batch, cut: Callable[[Batch], list[Tensor]]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """[N, T] for the batch's rows, and the rows that were computed for it now.
 
         Rows that are missing are scored in the micro-batches that ``cut`` makes of the whole batch,

@@ -45,8 +45,12 @@ class TrainConfig(BaseModel):
     )
 
     epochs: Annotated[float, Field(gt=0)] | None = Field(None, description="passes over the data")
-    max_steps: Annotated[int, Field(ge=1)] | None = Field(None, description="optimizer steps at most")
-    batch: Annotated[int, Field(ge=1)] | None = Field(None, description="units in one optimizer step")
+    max_steps: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="optimizer steps at most"
+    )
+    batch: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="units in one optimizer step"
+    )
     micro: Annotated[int, Field(ge=1)] | None = Field(
         None, description="tokens in one micro-batch at most (memory; never changes the loss)"
     )
@@ -73,7 +77,9 @@ class TrainConfig(BaseModel):
     checkpointing: bool = Field(False, description="recompute activations to save memory")
     max_length: Annotated[int, Field(ge=2)] = Field(1024, description="tokens of prompt + answer")
     max_prompt_length: Annotated[int, Field(ge=1)] | None = None
-    assistant: Literal["last", "all"] = Field("last", description="which assistant turns are trained")
+    assistant: Literal["last", "all"] = Field(
+        "last", description="which assistant turns are trained"
+    )
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
 
     eval_every: Annotated[int, Field(ge=0)] = Field(0, description="steps between evaluations")
@@ -83,9 +89,13 @@ class TrainConfig(BaseModel):
         None, description="stop when this metric no longer improves, e.g. eval_loss"
     )
     patience: Annotated[int, Field(ge=1)] = 3
-    loggers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(default_factory=list)
+    loggers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
+        default_factory=list
+    )
     samples: Annotated[int, Field(ge=0)] = Field(4, description="prompts sampled before and after")
-    judge: str | None = Field(None, description="verifier, FILE.py:function, or reward-model folder")
+    judge: str | None = Field(
+        None, description="verifier, FILE.py:function, or reward-model folder"
+    )
     max_new_tokens: Annotated[int, Field(ge=1)] = 128
     temperature: Annotated[float, Field(ge=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -122,7 +132,9 @@ def configure(values: Mapping[str, Any], declaration: Declaration) -> TrainConfi
         if first["type"] == "missing":
             raise OptionError(f"The option '{name}' is missing.", _how(name)) from None
         if first["type"] == "extra_forbidden":
-            raise OptionError(f"There is no option '{name}'.", nearest(name, Lora.model_fields)) from None
+            raise OptionError(
+                f"There is no option '{name}'.", nearest(name, Lora.model_fields)
+            ) from None
         message = first["msg"][0].lower() + first["msg"][1:]
         raise OptionError(
             f"{name}={first['input']!r} is not allowed: {message}.",

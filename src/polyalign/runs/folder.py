@@ -153,7 +153,9 @@ class FolderHooks:
         step = session.position["step"]
         if self.saved == step or processes.rank() != 0:
             return
-        checkpoint.save(self.folder / "checkpoints", session.state(), step=step, keep=self.config.keep)
+        checkpoint.save(
+            self.folder / "checkpoints", session.state(), step=step, keep=self.config.keep
+        )
         self.saved = step
 
     def _advise(self) -> None:
@@ -193,7 +195,9 @@ class FolderHooks:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Within, Ctrl-C and a polite kill stop the run at the next boundary; a second one at once."""
+        """Within, Ctrl-C and a polite kill stop the run at the next boundary; a second one at
+        once.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return

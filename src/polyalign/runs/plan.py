@@ -20,8 +20,8 @@ from polyalign.runs.config import TrainConfig, rates
 
 BOUND = (
     "method", "hyper", "seed", "records", "data", "model", "batch", "micro", "epochs", "max_steps",
-    "lr", "module_lr", "optimizer", "schedule", "warmup", "full", "lora", "dtype", "device", "threads",
-    "max_length", "torch", "processes",
+    "lr", "module_lr", "optimizer", "schedule", "warmup", "full", "lora", "dtype", "device",
+    "threads", "max_length", "torch", "processes",
 )  # fmt: skip
 """What must be the same for a resumed run to be bit for bit the uninterrupted one."""
 
@@ -55,13 +55,16 @@ class Facts:
     notes: Sequence[str] = field(default_factory=tuple)
 
 
-def settings_of(config: TrainConfig, declaration: Declaration, facts: Facts, micro: int) -> Settings:
+def settings_of(
+    config: TrainConfig, declaration: Declaration, facts: Facts, micro: int
+) -> Settings:
     """The loops' settings: what the user said, else the paper's (if asked), else our rule."""
     paper: Mapping[str, Any] = {}
     if config.paper_defaults:
         if not declaration.paper:
             raise OptionError(
-                f"The paper of {declaration.id} gives no learning rate, batch or epochs that we know of.",
+                f"The paper of {declaration.id} gives no learning rate, batch or epochs that we "
+                "know of.",
                 "Leave --paper-defaults out, or set lr, batch and epochs.",
             )
         paper = declaration.paper
@@ -87,13 +90,17 @@ def settings_of(config: TrainConfig, declaration: Declaration, facts: Facts, mic
 
 
 def micro_tokens(facts: Facts, checkpointing: bool) -> int:
-    """Tokens in a micro-batch: what a quarter of the free memory holds in activations, 512 to 8192."""
+    """Tokens in a micro-batch: what a quarter of the free memory holds in activations, 512 to
+    8192.
+    """
     per_token = activation_bytes(facts, checkpointing)
     return int(min(max(free_memory(facts.device) // 4 // max(per_token, 1), 512), 8192))
 
 
 def activation_bytes(facts: Facts, checkpointing: bool) -> int:
-    """Bytes kept for the backward pass per token: about 40 hidden-sized values a layer in float32."""
+    """Bytes kept for the backward pass per token: about 40 hidden-sized values a layer in
+    float32.
+    """
     kept = 3 if checkpointing else 40
     return kept * facts.hidden * max(facts.layers, 1) * 4
 

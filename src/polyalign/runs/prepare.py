@@ -33,14 +33,17 @@ def read_records(
         if config.rejects == "stop":
             first = found.rejects[0]
             raise DataError(
-                f"{len(found.rejects)} rows are malformed; the first: {first.file}, row {first.row}: "
+                f"{len(found.rejects)} rows are malformed; the first: {first.file}, row "
+                f"{first.row}: "
                 f"{first.reason}.",
                 "Mend them with: polyalign data check FILE --fix OUT, or set rejects=drop.",
             )
         notes.append(f"{len(found.rejects)} malformed rows are left out (listed in rejects.jsonl).")
     kind, wanted = found.kind, declaration.feedback
     if not len(found):
-        raise DataError(f"{', '.join(sources)}: no usable example.", "Run: polyalign data check FILE")
+        raise DataError(
+            f"{', '.join(sources)}: no usable example.", "Run: polyalign data check FILE"
+        )
     if kind is wanted:
         return found, list(found.rejects), notes
     from polyalign.feedback import AUTOMATIC, convert
@@ -49,13 +52,19 @@ def read_records(
         raise DataError(
             f"{declaration.id} learns from {kind_name(wanted)}, and {', '.join(sources)} holds "
             f"{kind_name(kind)}.",
-            f"Convert it: polyalign data convert FILE --to {kind_name(wanted)} (or polyalign data pair), "
+            f"Convert it: polyalign data convert FILE --to {kind_name(wanted)} (or polyalign data "
+            "pair), "
             "or choose another method: polyalign methods",
         )
     records = list(convert(found, wanted))
-    notes.append(f"Taken as {kind_name(wanted)}: {len(records)} examples from {len(found)} {kind_name(kind)}.")
+    notes.append(
+        f"Taken as {kind_name(wanted)}: {len(records)} examples from {len(found)} "
+        f"{kind_name(kind)}."
+    )
     if not records:
-        raise DataError(f"No {kind_name(wanted)} can be made of the data.", "Run: polyalign data check FILE")
+        raise DataError(
+            f"No {kind_name(wanted)} can be made of the data.", "Run: polyalign data check FILE"
+        )
     return records, list(found.rejects), notes
 
 
@@ -92,7 +101,9 @@ def survey(
             if completion is not None and not bool(row.mask.any()):
                 reason = f"the {role} answer has no token left to learn from"
             lengths.append(int(row.steps.shape[0]))
-            contexts[row.context if isinstance(row.context, tuple) else role] = row.cost - lengths[-1]
+            contexts[row.context if isinstance(row.context, tuple) else role] = (
+                row.cost - lengths[-1]
+            )
         if reason is not None:
             reject(record, reason)
             continue

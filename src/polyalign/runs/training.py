@@ -63,7 +63,8 @@ def prepare(
     method = declaration(**config.hyper)
     if any(s.kind == "environment" for stage in method.stages for s in stage.streams.values()):
         raise ModelError(
-            f"{declaration.id} learns by acting in an environment, which a language model does not do.",
+            f"{declaration.id} learns by acting in an environment, which a language model does "
+            "not do.",
             "Choose a method for language models: polyalign methods",
         )
     records, refused, notes = read_records(config.data, declaration, config)
@@ -82,7 +83,8 @@ def prepare(
     )
     if len(kept) < len(records):
         notes.append(
-            f"{len(records) - len(kept)} examples are left out: max_length={config.max_length} leaves "
+            f"{len(records) - len(kept)} examples are left out: max_length={config.max_length} "
+            "leaves "
             "them no answer (listed in rejects.jsonl)."
         )
         records = [records[i] for i in kept]
@@ -107,15 +109,15 @@ def prepare(
         survey=measured,
         notes=notes,
     )
-    micro = config.micro or (old_plan or {}).get("micro") or micro_tokens(facts, config.checkpointing)
+    micro = (
+        config.micro or (old_plan or {}).get("micro") or micro_tokens(facts, config.checkpointing)
+    )
     settings = settings_of(config, declaration, facts, micro)
     plan = make_plan(config, declaration, method, settings, facts, processes.count())
     if held_out and not settings.eval_every:
         settings = replace(settings, eval_every=max(1, plan["steps"] // 5))
     judge = load_judge(config.judge) if config.judge else _own_judge(records)
-    return Prepared(
-        declaration, config, method, policy, records, held_out, settings, plan, judge
-    )
+    return Prepared(declaration, config, method, policy, records, held_out, settings, plan, judge)
 
 
 def replace_limit(config: TrainConfig) -> TrainConfig:
@@ -137,7 +139,9 @@ def _policy(config: TrainConfig) -> LanguagePolicy:
     full = config.full if config.full is not None else not adapted and size <= LORA_ABOVE
     lora = None
     if not full and not adapted:
-        lora = LoraSpec(config.lora.r, config.lora.alpha, config.lora.targets)
+        named = config.lora.targets
+        targets = named if isinstance(named, str) else tuple(named)
+        lora = LoraSpec(config.lora.r, config.lora.alpha, targets)
     if full and adapted:
         raise ModelError(
             f"{config.model} is an adapter, so not all weights can be trained.",
@@ -264,7 +268,7 @@ def _samples(session: Session, folder: RunFolder, config: TrainConfig, watcher: 
     if not chosen:
         return
     how = Sampling(temperature=0.0, max_steps=min(config.max_new_tokens, 96))
-    sides = []
+    sides: list[Sequence[Any]] = []
     for policy in (session.start, session.policy):
         watcher.progress("sampling", len(sides), 2)
         with torch.no_grad():

@@ -1,0 +1,1 @@
+"""Measurements that are too long for tests; each prints its machine, versions, sizes and spread."""
