@@ -79,8 +79,8 @@ class Update:
 class Reference:
     """What a policy stays close to, by name: which weights, and when they are taken anew.
 
-    ``weights``: "start" (the policy before training), "previous" (at the start of this stage), or a
-    model folder. ``every`` n optimizer steps the reference moves towards the policy by ``mix``
+    ``weights``: "start" (the policy before training) or "previous" (at the start of this stage).
+    ``every`` n optimizer steps the reference moves towards the policy by ``mix``
     (1.0 copies); 0 never.
     """
 
@@ -308,6 +308,7 @@ def method(
 
 __all__ = [
     "REGISTRY", "Count", "DataStep", "Declaration", "Environment", "Method", "Module",
-    "NonNegative", "Offline", "Optimizer", "Positive", "Probability", "Real", "Records", "Reference", "Rollouts",
+    "NonNegative", "Offline", "Optimizer", "Positive", "Probability", "Real", "Records",
+    "Reference", "Rollouts",
     "Schedule", "Share", "Smoothing", "Source", "Stage", "Stages", "Update", "kind_name", "method",
 ]  # fmt: skip

@@ -28,6 +28,11 @@ def total(values: Tensor) -> Tensor:
     return values
 
 
+def largest(value: int) -> int:
+    """The largest ``value`` of any process."""
+    return max(gather(value))
+
+
 def add_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Replace each gradient by its sum over all processes; the normaliser is global already."""
     if count() == 1:

@@ -169,7 +169,9 @@ class Engine:
         objective, needs = update.objective, update.objective.needs
         parts = [batch.take(units, needs.roles) for units in cut(batch, self.budget)]
         denominators: dict[str, float] | None = None
-        if len(parts) > 1:
+        # All processes must ask for the same sums in the same order.
+        several = processes.largest(len(parts)) > 1
+        if several:
             with torch.no_grad():
                 blanks = [objective(blank(self.cast, part, needs), state) for part in parts]
             denominators = _weights(blanks)
@@ -191,7 +193,7 @@ class Engine:
             seen.append(Loss(tuple(Term(t.weight, t.weight, 1.0, t.name) for t in loss.terms)))
             for name, term in loss.metrics.items():
                 tally.add(name, term)
-        if len(parts) > 1:
+        if several:
             _same(denominators or {}, _weights(seen))
         return self._report(value, tally, parts)
 

@@ -23,7 +23,7 @@ from polyalign.feedback.records import Record
 from polyalign.feedback.units import seed_of
 from polyalign.optimizers.build import build, export_state, factor, import_state
 from polyalign.protocols import Judge, Policy, Sampling
-from polyalign.recipe import Method, Stage, Update
+from polyalign.recipe import Method, Reference, Stage, Update
 from polyalign.references.cache import Cache
 from polyalign.types import Batch, State, Stateful
 
@@ -155,7 +155,7 @@ class Session:
         if len(self.method.stages) > 1 and self.hooks.get(f"stage-{index}-start") is None:
             self.hooks.put(f"stage-{index}-start", self._policy_tensors())
         self.cast.references = {
-            name: self._reference(stage.reference(name).weights)
+            name: self._reference(stage.reference(name))
             for name in self._reference_names(stage)
         }
         # A row that is scored once needs no cache: its reference is scored beside the policy.
@@ -197,12 +197,13 @@ class Session:
                 names.add("ref")
         return names
 
-    def _reference(self, weights: str) -> Policy:
-        if weights == "start":
-            return self.start
-        if weights == "previous":
+    def _reference(self, spec: Reference) -> Policy:
+        if spec.weights == "start":
+            # One that moves must not take the start with it.
+            return self.start.freeze() if spec.every else self.start
+        if spec.weights == "previous":
             return self.policy_at(self.position["stage"])
-        raise NeedsError(f"A reference cannot be '{weights}'.", "Use start or previous.")
+        raise NeedsError(f"A reference cannot be '{spec.weights}'.", "Use start or previous.")
 
     def policy_at(self, stage: int) -> Policy:
         """The policy as it was when stage number ``stage`` began, as a constant."""
