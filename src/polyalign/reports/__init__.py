@@ -1,0 +1,1 @@
+"""What people look at: tables, comparisons, the HTML report, the model card."""
