@@ -288,7 +288,8 @@ def normal(seeds: Tensor, *shape: int) -> Tensor:
     z = (z ^ _shift(z, 30)) * _FIRST
     z = (z ^ _shift(z, 27)) * _SECOND
     uniform = (_shift(z ^ _shift(z, 31), 11).double() + 0.5) * 2.0**-53
-    return torch.special.ndtri(uniform).reshape(len(seeds), *shape)
+    noise: Tensor = torch.special.ndtri(uniform)
+    return noise.reshape(len(seeds), *shape)
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:
