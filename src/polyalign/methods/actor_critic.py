@@ -23,7 +23,13 @@ from polyalign.recipe import (
 )
 
 
-@method(id="sac", arxiv="1812.05905", feedback=Record, tags=("control", "off-policy", "baseline"))
+@method(
+    id="sac",
+    arxiv="1812.05905",
+    feedback=Record,
+    tags=("control", "off-policy", "baseline"),
+    paper={"lr": 3e-4, "batch": 256},
+)
 def sac(
     gamma: Annotated[float, Field(ge=0, lt=1)] = 0.99,
     tau: Share = 0.005,

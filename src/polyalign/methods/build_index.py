@@ -23,7 +23,7 @@ INDEX = Path(__file__).with_name("index.json")
 
 def declarations() -> dict[str, Declaration]:
     """Every declaration of this package by id, in the order of ids."""
-    names = [m.name for m in pkgutil.iter_modules(polyalign.methods.__path__)]
+    names = [m.name for m in pkgutil.iter_modules(polyalign.methods.__path__) if not m.ispkg]
     for name in names:
         if name not in NO_DECLARATIONS:
             importlib.import_module(f"polyalign.methods.{name}")

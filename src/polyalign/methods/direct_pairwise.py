@@ -23,7 +23,13 @@ from polyalign.objectives import (
 from polyalign.recipe import Method, NonNegative, Offline, Positive, Real, Smoothing, method
 
 
-@method(id="dpo", arxiv="2305.18290", feedback=Pair, tags=("baseline", "label-noise"))
+@method(
+    id="dpo",
+    arxiv="2305.18290",
+    feedback=Pair,
+    tags=("baseline", "label-noise"),
+    paper={"lr": 1e-6, "batch": 64, "epochs": 1},
+)
 def dpo(
     beta: Positive = 0.1,
     loss: Literal["dpo", "cdpo", "robust"] = "dpo",
@@ -50,7 +56,13 @@ def dpo(
     return Offline(Pairwise(SumLogRatio(), scale=beta, link=link))
 
 
-@method(id="ipo", arxiv="2310.12036", feedback=Pair, tags=("overfitting", "theory"))
+@method(
+    id="ipo",
+    arxiv="2310.12036",
+    feedback=Pair,
+    tags=("overfitting", "theory"),
+    paper={"lr": 1e-6, "batch": 64, "epochs": 1},
+)
 def ipo(tau: Positive = 0.1, length_average: bool = True) -> Method:
     """Regression of the log-ratio gap to 1/(2 tau), which stays finite on one-sided preferences.
 
@@ -65,7 +77,14 @@ def ipo(tau: Positive = 0.1, length_average: bool = True) -> Method:
     return Offline(Pairwise(reward, margin=Constant(1.0 / (2.0 * tau)), link=Squared()))
 
 
-@method(id="slic", arxiv="2305.10425", feedback=Pair, aliases=("slic-hf",), tags=("hinge",))
+@method(
+    id="slic",
+    arxiv="2305.10425",
+    feedback=Pair,
+    aliases=("slic-hf",),
+    tags=("hinge",),
+    paper={"lr": 1e-4, "batch": 512, "epochs": 1},
+)
 def slic(
     form: Literal["paper", "hinge-norm"] = "paper",
     delta: Positive = 1.0,
@@ -87,7 +106,13 @@ def slic(
     return Offline(Pairwise(SumLogp(), link=Hinge(delta), anchors=anchors))
 
 
-@method(id="simpo", arxiv="2405.14734", feedback=Pair, tags=("reference-free", "length"))
+@method(
+    id="simpo",
+    arxiv="2405.14734",
+    feedback=Pair,
+    tags=("reference-free", "length"),
+    paper={"lr": 1e-6, "batch": 128, "epochs": 1},
+)
 def simpo(
     beta: Positive = 2.5,
     gamma_beta_ratio: Real = 0.55,
@@ -127,7 +152,13 @@ def simpo(
     )
 
 
-@method(id="orpo", arxiv="2403.07691", feedback=Pair, tags=("reference-free", "one-stage"))
+@method(
+    id="orpo",
+    arxiv="2403.07691",
+    feedback=Pair,
+    tags=("reference-free", "one-stage"),
+    paper={"lr": 5e-6, "batch": 64, "epochs": 5},
+)
 def orpo(lam: NonNegative = 0.1) -> Method:
     """Imitation of chosen answers with a logistic penalty on the odds of rejected ones.
 
@@ -142,7 +173,13 @@ def orpo(lam: NonNegative = 0.1) -> Method:
     return Offline(Pairwise(LogOdds(), coefficient=lam, anchors=(Nll(),)))
 
 
-@method(id="iopo", arxiv="2411.06208", feedback=Quadruple, tags=("instructions", "inputs"))
+@method(
+    id="iopo",
+    arxiv="2411.06208",
+    feedback=Quadruple,
+    tags=("instructions", "inputs"),
+    paper={"lr": 1e-4, "epochs": 3},
+)
 def iopo(beta: Positive = 0.1, label_smoothing: Smoothing = 0.0) -> Method:
     """Preference between two prompts' right pairings with two answers and their wrong pairings.
 

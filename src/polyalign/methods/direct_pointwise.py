@@ -5,7 +5,13 @@ from polyalign.objectives import Prospect
 from polyalign.recipe import Method, NonNegative, Offline, Positive, method
 
 
-@method(id="kto", arxiv="2402.01306", feedback=Binary, tags=("unpaired", "imbalance"))
+@method(
+    id="kto",
+    arxiv="2402.01306",
+    feedback=Binary,
+    tags=("unpaired", "imbalance"),
+    paper={"lr": 5e-7, "batch": 32, "epochs": 1},
+)
 def kto(beta: Positive = 0.1, lam_D: NonNegative = 1.0, lam_U: NonNegative = 1.0) -> Method:
     """Prospect-theoretic value of single good or bad answers around the policy's own divergence.
 

@@ -21,7 +21,13 @@ from polyalign.recipe import (
 )
 
 
-@method(id="grpo", arxiv="2402.03300", feedback=Prompt, tags=("online", "verifier"))
+@method(
+    id="grpo",
+    arxiv="2402.03300",
+    feedback=Prompt,
+    tags=("online", "verifier"),
+    paper={"lr": 1e-6},
+)
 def grpo(
     G: Annotated[int, Field(ge=2)] = 8,
     beta: NonNegative = 0.04,

@@ -22,7 +22,13 @@ from polyalign.recipe import (
 )
 
 
-@method(id="sera", arxiv="2410.09362", feedback=Pair, tags=("label-noise", "self-training"))
+@method(
+    id="sera",
+    arxiv="2410.09362",
+    feedback=Pair,
+    tags=("label-noise", "self-training"),
+    paper={"lr": 5e-7, "epochs": 1},
+)
 def sera(
     n_iter: Count = 3,
     keep_ratio: Share = 0.7,

@@ -7,7 +7,13 @@ from polyalign.objectives import OreoPolicy, OreoValue
 from polyalign.recipe import Method, Module, NonNegative, Positive, Stage, Stages, Update, method
 
 
-@method(id="oreo", arxiv="2412.16145", feedback=Scored, tags=("reasoning", "value", "credit"))
+@method(
+    id="oreo",
+    arxiv="2412.16145",
+    feedback=Scored,
+    tags=("reasoning", "value", "credit"),
+    paper={"lr": 5e-6, "batch": 128, "epochs": 1},
+)
 def oreo(
     beta: Positive = 0.03,
     alpha: NonNegative | None = None,

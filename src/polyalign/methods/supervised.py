@@ -7,7 +7,13 @@ from polyalign.objectives import Likelihood
 from polyalign.recipe import Method, Offline, method
 
 
-@method(id="sft", feedback=Demonstration, aliases=("bc-lm",), tags=("baseline", "reference-free"))
+@method(
+    id="sft",
+    feedback=Demonstration,
+    aliases=("bc-lm",),
+    tags=("baseline", "reference-free"),
+    paper={"lr": 2e-5, "epochs": 1},
+)
 def sft(reduction: Literal["token", "sequence", "sum"] = "token") -> Method:
     """Imitation of demonstrations by maximum likelihood, the baseline of every comparison.
 

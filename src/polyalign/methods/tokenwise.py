@@ -7,7 +7,13 @@ from polyalign.objectives import Pairwise, SequentialKl, SumLogRatio, SumLogRati
 from polyalign.recipe import Method, NonNegative, Offline, Positive, method
 
 
-@method(id="tdpo", arxiv="2404.11999", feedback=Pair, tags=("token-level", "divergence"))
+@method(
+    id="tdpo",
+    arxiv="2404.11999",
+    feedback=Pair,
+    tags=("token-level", "divergence"),
+    paper={"lr": 5e-6, "batch": 4, "epochs": 1},
+)
 def tdpo(
     variant: Literal["tdpo1", "tdpo2"] = "tdpo2", alpha: NonNegative = 0.5, beta: Positive = 0.1
 ) -> Method:

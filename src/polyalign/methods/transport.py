@@ -8,7 +8,13 @@ from polyalign.objectives import Logistic, PowerHinge, Transport
 from polyalign.recipe import Method, NonNegative, Offline, Positive, Smoothing, method
 
 
-@method(id="aot", arxiv="2406.05882", feedback=Pair, tags=("distributional", "batch"))
+@method(
+    id="aot",
+    arxiv="2406.05882",
+    feedback=Pair,
+    tags=("distributional", "batch"),
+    paper={"lr": 5e-7},
+)
 def aot(
     beta: Positive = 0.01,
     label_smoothing: Smoothing = 0.0,
