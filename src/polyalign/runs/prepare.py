@@ -10,6 +10,7 @@ from typing import Any
 from polyalign.engine.storage import append_line
 from polyalign.errors import DataError
 from polyalign.feedback.records import Prompt, Record, kind_name
+from polyalign.feedback.turns import EveryTurn
 from polyalign.feedback.units import Members, slots
 from polyalign.protocols import Policy
 from polyalign.recipe import Declaration, Method
@@ -45,7 +46,8 @@ def read_records(
             f"{', '.join(sources)}: no usable example.", "Run: polyalign data check FILE"
         )
     if kind is wanted:
-        return found, list(found.rejects), notes
+        turns = EveryTurn(found) if config.assistant == "all" else found
+        return turns, list(found.rejects), notes
     from polyalign.feedback import AUTOMATIC, convert
 
     if (kind, wanted) not in AUTOMATIC:
