@@ -5,6 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Machines differ and are shared: how long an example takes says nothing about correctness.
+settings.register_profile("polyalign", deadline=None, max_examples=50)
+settings.load_profile("polyalign")
 
 ROOT = Path(__file__).resolve().parent.parent
 

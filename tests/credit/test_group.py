@@ -45,7 +45,8 @@ def test_T27_a_completion_without_steps_moves_no_baseline():
 
 def test_T27_a_group_of_one_trains_nothing_and_stays_finite():
     one = torch.tensor([[5.0]])
-    assert group_advantages(one) == 0 and leave_one_out(one) == 0
+    assert group_advantages(one) == 0
+    assert leave_one_out(one) == 0
 
 
 def test_leave_one_out_is_the_reward_minus_the_mean_of_the_others():
@@ -79,6 +80,8 @@ def test_group_credit_gives_the_fields_that_loops_and_objectives_read():
 def test_lengths_alone_do_not_make_a_group_worth_keeping():
     credit = GroupCredit(dynamic_sampling=True, L_max=4, L_cache=4)
     fields = credit(
-        torch.zeros(1, 2), lengths=torch.tensor([[1, 4]]), finished=torch.ones(1, 2, dtype=torch.bool)
+        torch.zeros(1, 2),
+        lengths=torch.tensor([[1, 4]]),
+        finished=torch.ones(1, 2, dtype=torch.bool),
     )
     assert fields["keep"].tolist() == [[0.0, 0.0]]

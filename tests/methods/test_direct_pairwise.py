@@ -160,7 +160,8 @@ def test_slic_takes_the_chosen_answer_where_no_target_is_given():
 
 def test_slic_has_no_hinge_beyond_delta():
     result = objective("slic", lam=0)(lp_w=[-1.0], lp_l=[-2.5])
-    assert result.value == 0 and result.gradients["lp_w"][0] == 0
+    assert result.value == 0
+    assert result.gradients["lp_w"][0] == 0
 
 
 def test_slic_with_a_large_anchor_has_the_gradient_of_sft():
@@ -198,13 +199,9 @@ def test_simpo_loss_and_gradient_are_the_cards():
         "simpo", beta=beta, gamma_beta_ratio=ratio, label_smoothing=eps, sft_weight=sft
     )(lengths(A))
     nll = -A["lp_w"].sum() / A["n_w"].sum()
-    close(
-        result.value, ((1 - eps) * neg_logsig(z) + eps * neg_logsig(-z)).mean() + sft * nll
-    )
+    close(result.value, ((1 - eps) * neg_logsig(z) + eps * neg_logsig(-z)).mean() + sft * nll)
     g = eps - sig(-z)
-    close(
-        result.gradients["lp_w"], beta / (SIZE * A["n_w"]) * g - sft / A["n_w"].sum()
-    )
+    close(result.gradients["lp_w"], beta / (SIZE * A["n_w"]) * g - sft / A["n_w"].sum())
     close(result.gradients["lp_l"], -beta / (SIZE * A["n_l"]) * g)
     close(result.metrics["nll_loss"], nll)
 
@@ -270,7 +267,8 @@ def test_orpo_loss_and_gradient_are_the_cards():
     slope_l = sig(-d) / (1 - np.exp(a_l)) / A["n_l"]
     close(result.gradients["lp_w"], lam / SIZE * slope_w - 1 / A["n_w"].sum())
     close(result.gradients["lp_l"], lam / SIZE * slope_l)
-    assert (slope_w < 0).all() and (slope_l > 0).all()
+    assert (slope_w < 0).all()
+    assert (slope_l > 0).all()
 
 
 def test_orpo_without_its_odds_is_sft_by_token():
@@ -296,9 +294,11 @@ def test_orpo_of_tiny_probabilities_is_simpo_without_margin():
 def test_T31_orpo_gradient_is_finite_and_not_zero_near_probability_one(p):
     result = objective("orpo", lam=1)(lp_w=[math.log(p)], lp_l=[-0.5], n_w=[1], n_l=[1])
     slope = result.gradients["lp_w"][0] + 1.0  # without the likelihood's own -1
-    assert np.isfinite(slope) and slope < 0
+    assert np.isfinite(slope)
+    assert slope < 0
     swapped = objective("orpo", lam=1)(lp_w=[-0.5], lp_l=[math.log(p)], n_w=[1], n_l=[1])
-    assert np.isfinite(swapped.gradients["lp_l"][0]) and swapped.gradients["lp_l"][0] > 1
+    assert np.isfinite(swapped.gradients["lp_l"][0])
+    assert swapped.gradients["lp_l"][0] > 1
 
 
 def test_T31_orpo_likelihood_covers_the_answer_by_token_over_the_whole_step():

@@ -82,9 +82,9 @@ def test_gspo_loss_and_gradient_are_the_cards(level):
     s = np.exp(((A["logp"] - A["old"]) * MASK).sum(1, keepdims=True) / LENGTH)
     low, high = 0.05, 0.05
     value, slope = clipped(s, adv, low, high)
-    result = objective(
-        "grpo", level=level, aggregation="gspo", eps_low=low, eps_high=high, beta=0
-    )({k: v for k, v in A.items() if k != "ref"})
+    result = objective("grpo", level=level, aggregation="gspo", eps_low=low, eps_high=high, beta=0)(
+        {k: v for k, v in A.items() if k != "ref"}
+    )
     close(result.value, value.mean())
     close(result.gradients["logp"], slope * s * MASK / LENGTH / N)
 
@@ -189,8 +189,10 @@ def law(logits):
 
 def test_T19_T20_k3_is_unbiased_in_value_and_its_correction_in_gradient():
     # A vocabulary of three, enumerated: the expectation over the sampling law is a weighted sum.
-    theta, mu, ref = law(np.array([0.2, -0.5, 0.9])), law(np.array([0.0, 0.3, 0.1])), law(
-        np.array([-0.4, 0.5, 0.0])
+    theta, mu, ref = (
+        law(np.array([0.2, -0.5, 0.9])),
+        law(np.array([0.0, 0.3, 0.1])),
+        law(np.array([-0.4, 0.5, 0.0])),
     )
     arrays = {"logp": np.log(theta)[:, None], "ref": np.log(ref)[:, None], "advantage": np.zeros(3)}
     kl = (theta * np.log(theta / ref)).sum()
@@ -210,7 +212,8 @@ def test_T19_T20_k3_is_unbiased_in_value_and_its_correction_in_gradient():
 
 def test_k3_is_zero_exactly_where_policy_is_reference():
     result = objective("grpo", beta=1.0)(dict(A, ref=A["logp"], rewards=np.zeros((2, 3))))
-    assert result.value == 0 and (result.gradients["logp"] == 0).all()
+    assert result.value == 0
+    assert (result.gradients["logp"] == 0).all()
 
 
 def test_T27_masked_numbers_that_are_not_finite_do_not_leak():

@@ -80,7 +80,9 @@ def test_both_updates_together_are_the_sum_of_their_losses():
 
 def test_a_token_gets_its_own_residual_only():
     # Without the stop-gradient token i would get the sum of the residuals up to i.
-    g = objective("oreo", update="policy", beta=0.3, alpha=0)({k: v for k, v in A.items() if k != "kl"})
+    g = objective("oreo", update="policy", beta=0.3, alpha=0)(
+        {k: v for k, v in A.items() if k != "kl"}
+    )
     lr = A["logp"][0] - A["ref"][0]
     delta = A["value"][0] - 1.0 + 0.3 * np.cumsum(lr[::-1])[::-1]
     close(g.gradients["logp"][0], 2 * 0.3 / T * delta / B)
@@ -88,7 +90,7 @@ def test_a_token_gets_its_own_residual_only():
 
 
 def test_both_losses_vanish_at_the_soft_optimum_of_a_tree():
-    # Depth 2, two choices, all paths: V*(s) = beta log sum ref exp(Q*/beta), pi* from the residuals.
+    # Depth 2, two choices, all paths: V* = beta log sum ref exp(Q*/beta), pi* from the residuals.
     beta, V = 0.5, 2
     reward = DRAW.uniform(0, 1, (V, V))
     ref0, ref1 = np.log([0.3, 0.7]), np.log([[0.6, 0.4], [0.2, 0.8]])

@@ -38,7 +38,8 @@ def test_the_critics_loss_and_gradient_are_the_cards():
     )
     close(result.per_unit, 0.5 * ((A["q"] - y) ** 2).sum(0))
     close(result.gradients["q"], (A["q"] - y) / B)
-    assert set(result.gradients) == {"q", "log_alpha"} and result.gradients["log_alpha"] == 0
+    assert set(result.gradients) == {"q", "log_alpha"}
+    assert result.gradients["log_alpha"] == 0
 
 
 def test_the_actors_loss_and_gradient_are_the_cards():
@@ -121,7 +122,8 @@ def test_the_tanh_correction_is_the_direct_formula_and_finite_far_out():
     close(tanh_log_derivative(u).numpy(), torch.log(1 - torch.tanh(u) ** 2).numpy(), 1e-9)
     far = torch.tensor([-20.0, 20.0, -200.0, 200.0], requires_grad=True)
     tanh_log_derivative(far).sum().backward()
-    assert torch.isfinite(tanh_log_derivative(far)).all() and torch.isfinite(far.grad).all()
+    assert torch.isfinite(tanh_log_derivative(far)).all()
+    assert torch.isfinite(far.grad).all()
 
 
 def test_what_is_missing_or_impossible_is_refused():

@@ -1,0 +1,213 @@
+"""What must hold of every declared objective, whatever it computes."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from polyalign.methods.build_index import declarations
+from polyalign.objectives import reduce
+from polyalign.types import SIGNALS, Scores, Stateful
+
+U, T = 4, 6
+VARIANTS = {
+    "dpo": [
+        {},
+        {"loss": "cdpo", "label_smoothing": 0.1},
+        {"loss": "robust", "label_smoothing": 0.1},
+    ],
+    "ipo": [{}, {"length_average": False}],
+    "slic": [{}, {"form": "hinge-norm"}],
+    "simpo": [{}, {"sft_weight": 0.5}, {"link": "hinge"}],
+    "aot": [{}, {"form": "unpaired"}, {"cost": "hinge", "power": 2.0, "margin": 1.0}],
+    "tdpo": [{}, {"variant": "tdpo1"}],
+    "oreo": [{}, {"level": "step"}, {"level": "response"}, {"alpha": 0.0}],
+    "sft": [{"reduction": r} for r in ("token", "sequence", "sum")],
+    "grpo": [
+        {},
+        {"beta": 0.0, "aggregation": "dapo", "delta": 3.0},
+        {"aggregation": "dr_grpo", "drop_truncated": True},
+        {"aggregation": "gspo", "level": "sequence"},
+        {"surrogate": "cispo", "kl_correction": True},
+    ],
+}
+
+
+def cases():
+    for id, declared in declarations().items():
+        for hyper in VARIANTS.get(id, [{}]):
+            for number, update in enumerate(declared(**hyper).stages[0].updates):
+                options = ",".join(f"{k}={v}" for k, v in hyper.items())
+                if id != "sac":
+                    yield pytest.param(update.objective, id=f"{id}[{options}]/{number}")
+
+
+def make(objective, seed=0, dtype=torch.float64):
+    """Random scores with every role, reference, signal and field that an objective needs."""
+    draw = torch.Generator().manual_seed(seed)
+    roles = sorted(objective.needs.roles | objective.needs.statistics)
+    n = U * len(roles)
+    mask = torch.rand(n, T, generator=draw) < 0.7
+    mask[:, 1] = True
+
+    def numbers():
+        return (torch.rand(n, T, generator=draw, dtype=torch.float64) * -2 - 0.05).to(dtype)
+
+    logp = numbers()
+    return Scores(
+        logp=torch.where(mask, logp, 0.0).requires_grad_(),
+        mask=mask,
+        weight=torch.rand(U, generator=draw, dtype=torch.float64) + 0.5,
+        roles={role: torch.arange(U) + i * U for i, role in enumerate(roles)},
+        refs={name: numbers() for name in objective.needs.references},
+        old=numbers(),
+        signals={
+            name: -numbers() if name in SIGNALS else numbers() for name in objective.needs.signals
+        },
+        fields={
+            name: torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=dtype) for name in objective.needs.fields
+        },
+        segment=torch.arange(T).expand(n, T) // 2,
+    )
+
+
+def evaluate(objective, scores):
+    state = {}
+    if isinstance(objective, Stateful):
+        with torch.no_grad():
+            state = objective.before(scores, objective.start())
+    return objective(scores, state)
+
+
+def gradient(objective, scores):
+    value = reduce(evaluate(objective, scores))
+    if not value.requires_grad:  # a value's loss: the policy is constant for it
+        return torch.zeros_like(scores.logp)
+    return torch.autograd.grad(value, scores.logp)[0]
+
+
+@pytest.mark.parametrize("objective", cases())
+def test_weights_say_nothing_about_log_probabilities(objective):
+    real = make(objective)
+    zeros = torch.zeros_like(real.logp)
+    blank = replace(
+        real,
+        logp=zeros,
+        refs=dict.fromkeys(real.refs, zeros),
+        old=zeros,
+        signals=dict.fromkeys(real.signals, zeros),
+    )
+    state = objective.start() if isinstance(objective, Stateful) else {}
+    for term, other in zip(
+        evaluate(objective, real).terms, objective(blank, state).terms, strict=True
+    ):
+        assert torch.equal(term.weight, other.weight)
+        assert (term.weight >= 0).all()
+        assert not term.weight.requires_grad
+
+
+@pytest.mark.parametrize("objective", cases())
+def test_loss_gradient_and_metrics_are_finite_and_metrics_carry_no_gradient(objective):
+    for scores in (make(objective), make(objective, dtype=torch.float32)):
+        loss = evaluate(objective, scores)
+        assert torch.isfinite(reduce(loss))
+        assert torch.isfinite(gradient(objective, scores)).all()
+        for term in loss.metrics.values():
+            assert torch.isfinite(term.value).all()
+            assert not term.value.requires_grad
+
+
+@pytest.mark.parametrize("objective", cases())
+def test_T12_T27_what_is_masked_does_not_leak_whatever_it_holds(objective):
+    clean = make(objective)
+    dirty = replace(
+        clean,
+        logp=torch.where(clean.mask, clean.logp.detach(), torch.nan).requires_grad_(),
+        refs={k: torch.where(clean.mask, v, torch.nan) for k, v in clean.refs.items()},
+        old=torch.where(clean.mask, clean.old, torch.inf),
+        signals={k: torch.where(clean.mask, v, torch.nan) for k, v in clean.signals.items()},
+    )
+    torch.testing.assert_close(
+        reduce(evaluate(objective, dirty)), reduce(evaluate(objective, clean))
+    )
+    torch.testing.assert_close(gradient(objective, dirty), gradient(objective, clean))
+
+
+@pytest.mark.parametrize("objective", cases())
+def test_T3_T4_T5_padding_on_either_side_changes_nothing(objective):
+    scores = make(objective)
+
+    def pad(x):
+        left, right = x.new_zeros(len(x), 2), x.new_zeros(len(x), 3)
+        return torch.cat([left, x, right], 1)
+
+    wide = replace(
+        scores,
+        logp=pad(scores.logp),
+        mask=pad(scores.mask),
+        refs={k: pad(v) for k, v in scores.refs.items()},
+        old=pad(scores.old),
+        signals={k: pad(v) for k, v in scores.signals.items()},
+        segment=pad(scores.segment),
+    )
+    torch.testing.assert_close(
+        reduce(evaluate(objective, wide)), reduce(evaluate(objective, scores))
+    )
+
+
+@pytest.mark.parametrize("objective", cases())
+def test_the_order_of_units_changes_nothing(objective):
+    scores = make(objective)
+    order = torch.tensor([2, 0, 3, 1])
+    moved = replace(
+        scores,
+        weight=scores.weight[order],
+        roles={k: v[order] for k, v in scores.roles.items()},
+        fields={k: v[order] for k, v in scores.fields.items()},
+    )
+    torch.testing.assert_close(
+        reduce(evaluate(objective, moved)), reduce(evaluate(objective, scores))
+    )
+
+
+@pytest.mark.parametrize("objective", cases())
+def test_T1_units_of_weight_zero_count_for_nothing(objective):
+    scores = make(objective)
+    kept = torch.tensor([0, 2, 3])
+    weight = scores.weight.clone()
+    weight[1] = 0
+    part = replace(
+        scores,
+        weight=weight[kept],
+        roles={k: v[kept] for k, v in scores.roles.items()},
+        fields={k: v[kept] for k, v in scores.fields.items()},
+    )
+    without = reduce(evaluate(objective, replace(scores, weight=weight)))
+    torch.testing.assert_close(without, reduce(evaluate(objective, part)))
+
+
+@pytest.mark.parametrize(
+    "objective", [case for case in cases() if case.values[0].needs.couples != "batch"]
+)
+def test_T1_T10_a_step_cut_in_micro_batches_has_the_same_gradient(objective):
+    scores = make(objective)
+    state = objective.start() if isinstance(objective, Stateful) else {}
+    whole = objective(scores, state)
+    sums = [term.weight.sum() for term in whole.terms]
+    total = 0.0
+    for cut in (torch.tensor([0]), torch.tensor([3, 1]), torch.tensor([2])):
+        part = replace(
+            scores,
+            weight=scores.weight[cut],
+            roles={k: v[cut] for k, v in scores.roles.items()},
+            fields={k: v[cut] for k, v in scores.fields.items()},
+        )
+        for term, denominator in zip(objective(part, state).terms, sums, strict=True):
+            total = total + term.scale * (term.value * term.weight).sum() / denominator
+    torch.testing.assert_close(total, reduce(whole))
+
+
+@pytest.mark.parametrize("objective", cases())
+def test_objectives_are_values_that_compare_and_hash(objective):
+    assert objective == replace(objective)
+    assert hash(objective) == hash(replace(objective))
