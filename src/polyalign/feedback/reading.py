@@ -186,15 +186,15 @@ class Builder:
 
     def note_foreign(self, row: Mapping[str, Any], where: str) -> None:
         """Count a bad row that is a good row of another, no poorer format."""
-        form = recognise(row, self.wanted)
-        if form is None or form.kind is Prompt or form.used < self.recognised.form.used:
+        form, ours = recognise(row, self.wanted), self.recognised
+        if form is None:
             return
-        if form.name != self.recognised.form.name:
-            other = form.name
-        elif self.rejects[-1].field == "row":
-            other = "conversations" if not self.recognised.conversational else "plain text"
+        if form.name == ours.form.name and self.rejects[-1].field == "row":
+            other = "plain text" if ours.conversational else "conversations"
+        elif form.name == ours.form.name or form.kind is Prompt or form.used < ours.form.used:
+            return
         else:
-            return
+            other = form.name
         count, first = self.foreign.get(other, (0, where))
         self.foreign[other] = (count + 1, first)
 
