@@ -29,8 +29,8 @@ Form = Literal["percent", "number", "seconds", "text"]
 class Column:
     """A measure: its name in rows, its heading, which way is better, and how it is written.
 
-    ``test``: whether rows are tested against the base row. ``better`` None: neither way is, and there
-    is nothing to test.
+    ``test``: whether rows are tested against the base row. ``better`` None: neither way is,
+    and there is nothing to test.
     """
 
     name: str

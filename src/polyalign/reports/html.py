@@ -95,7 +95,7 @@ def overview(runs: Sequence[RunData]) -> list[list[str]]:
         [
             run.name,
             run.method,
-            f"{run.step}{'' if run.finished else ' (not finished)'}",
+            f"{run.step}{'' if run.finished else ' [not finished]'}",
             words.duration(run.seconds),
             words.number(run.last("eval_loss") or run.last("loss")),
             words.percent(run.last("eval_rewards/accuracies") or run.last("rewards/accuracies")),

@@ -170,7 +170,8 @@ def story(run: RunData) -> list[str]:
             f"{words.number(plan.get('lr'))}."
         )
     spent = f" after {words.duration(run.seconds)} of training" if run.seconds else ""
-    where = f" on {plan['device']}" if plan.get("device") else ""
+    device = str(plan.get("device") or "")
+    where = f" on the {device.partition(':')[0].upper()}" if device else ""
     if run.finished:
         out.append(f"It came to its end at step {run.step}{spent}{where}.")
     else:
@@ -183,26 +184,25 @@ def story(run: RunData) -> list[str]:
 
 
 def accuracy_picture(runs: Sequence[RunData]) -> str:
-    """Ranking accuracies before and after with their intervals."""
+    """Ranking accuracies with intervals: before and after, or the implicit reward's of each run."""
     spans = []
     for i, run in enumerate(runs):
-        for key, label in (("ranking_reference", "before"), ("ranking", "after")):
-            accuracy = (run.evaluation.get(key) or {}).get("accuracy") or {}
-            for by, name in (
-                ("implicit", "implicit reward"),
-                ("mean_likelihood", "mean log-prob."),
-            ):
-                e = accuracy.get(by)
-                if e and e.get("value") is not None and e.get("low") is not None:
-                    who = f"{run.name}, {label}" if len(runs) > 1 else label
-                    colour = i if len(runs) > 1 else int(key == "ranking_reference")
-                    if len(runs) > 1 and (by != "implicit" or label == "before"):
-                        continue
-                    text = f"{who}: {name}" if len(runs) == 1 else run.name
-                    spans.append(
-                        svg.Span(text, e["value"], e["low"], e["high"], colour, f"n = {e['n']}")
-                    )
-    return svg.intervals(spans, x_label="share of pairs ranked as people did", level=0.5)
+        shown = [("ranking", "implicit", run.name, i)]
+        if len(runs) == 1:
+            shown = [
+                ("ranking_reference", "mean_likelihood", "mean log-probability, before", 1),
+                ("ranking", "mean_likelihood", "mean log-probability, after", 0),
+                ("ranking", "implicit", "implicit reward, after", 0),
+            ]
+        for key, by, label, colour in shown:
+            e = ((run.evaluation.get(key) or {}).get("accuracy") or {}).get(by)
+            if e and e.get("value") is not None and e.get("low") is not None:
+                note = f"n = {e['n']}"
+                spans.append(svg.Span(label, e["value"], e["low"], e["high"], colour, note))
+    what = "share of pairs ranked as people did"
+    if len(runs) > 1:
+        what += " (implicit reward)"
+    return svg.intervals(spans, x_label=what, level=0.5)
 
 
 def margins_picture(run: RunData) -> str:

@@ -120,7 +120,7 @@ def curves(
         out.append(f'<path class="level" d="M{LEFT} {v}H{WIDTH - RIGHT}"/>')
     for c in drawn:
         colour = f"c{c.colour % COLOURS}"
-        smooth = c.points if c.dashed or len(c.points) < 40 else average(c.points)
+        smooth = average(c.points) if noisy(c.points) and not c.dashed else c.points
         if smooth is not c.points:
             out.append(f'<path class="line faint {colour}" d="{_path(c.points, plane)}"/>')
         dash = " dashed" if c.dashed else ""
@@ -179,8 +179,8 @@ def intervals(spans: Sequence[Span], *, x_label: str, level: float | None = None
         return ""
     ends = [x for s in spans for x in (s.value, s.low, s.high) if math.isfinite(x)]
     ends += [level] if level is not None else []
-    height, left = 30 * len(spans) + TOP + BOTTOM + 6, 190
-    plane = Plane(_span(min(ends), max(ends), 0.05), (0.0, 1.0), 620, height, left)
+    width, height, left = 940, 30 * len(spans) + TOP + BOTTOM + 6, 230
+    plane = Plane(_span(min(ends), max(ends), 0.05), (0.0, 1.0), width, height, left)
     out = plane.axes(x_label, y_ticks=False)
     for x in ticks(*plane.x):
         u, _ = plane.at(x, 0)
@@ -197,11 +197,11 @@ def intervals(spans: Sequence[Span], *, x_label: str, level: float | None = None
         told = f"{s.label}: {number(s.value)} [{number(s.low)}, {number(s.high)}] {s.note}"
         out.append(
             f'<text class="name" x="{left - 10}" y="{v + 4}" text-anchor="end">'
-            f"{escape(_short(s.label, 28))}</text>"
+            f"{escape(_short(s.label, 32))}</text>"
             f'<g><title>{escape(told)}</title><path class="span {colour}" d="M{a} {v}H{b}"/>'
             f'<circle class="dot {colour}" cx="{u}" cy="{v}" r="5"/></g>'
         )
-    return _svg(out, 620, height, x_label)
+    return _svg(out, width, height, x_label)
 
 
 def reliability(bins: Sequence[Span]) -> str:
@@ -241,11 +241,18 @@ def average(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     half = max(2, len(points) // 24)
     out = []
     for i, (x, _) in enumerate(points):
-        # Symmetric windows: at the ends they shrink, and the line does not lag behind.
-        w = min(half, i, len(points) - 1 - i)
-        part = [y for _, y in points[i - w : i + w + 1]]
+        part = [y for _, y in points[max(0, i - half) : i + half + 1]]
         out.append((x, sum(part) / len(part)))
     return out
+
+
+def noisy(points: Sequence[tuple[float, float]]) -> bool:
+    """Whether a series jumps about, so that its moving average says more (a schedule does not)."""
+    ys = [y for _, y in points]
+    if len(ys) < 40:
+        return False
+    bend = sum(abs(a - 2 * b + c) for a, b, c in zip(ys, ys[1:], ys[2:])) / (len(ys) - 2)
+    return bend > 0.02 * (max(ys) - min(ys))
 
 
 def _bulk(values: Sequence[float]) -> list[float]:
