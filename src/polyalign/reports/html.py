@@ -1,7 +1,7 @@
 """The report: one HTML file that explains runs to somebody who has never seen the project.
 
 Self-contained: no script, no network, well below a megabyte. Everything that comes from a run is
-escaped.
+escaped; only our own drawings are not (they escape what they write).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 import polyalign
 from polyalign.engine.storage import write_text_atomic
@@ -74,13 +73,12 @@ def render(
         samples=pieces.samples,
         figures=known,
         others=other,
-        accuracy=Markup(pieces.accuracy_picture(runs)),
-        margins=[(run.name, Markup(pieces.margins_picture(run))) for run in runs],
-        calibration=[(run.name, Markup(pieces.calibration_picture(run))) for run in runs],
+        accuracy=pieces.accuracy_picture(runs),
+        margins=[(run.name, pieces.margins_picture(run)) for run in runs],
+        calibration=[(run.name, pieces.calibration_picture(run)) for run in runs],
         overview=overview(runs),
         differing=differing(runs),
         comparison=comparison,
-        svg=Markup,
         as_yaml=as_yaml,
         versions=versions,
         glossary=GLOSSARY,

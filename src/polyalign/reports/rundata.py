@@ -13,7 +13,6 @@ import yaml
 from polyalign.engine.storage import read_lines
 from polyalign.errors import PolyalignError, RunError
 from polyalign.evaluation.diagnosis import Advice, advise, series
-from polyalign.recipe import REGISTRY
 from polyalign.runs.loggers import redact
 
 
@@ -69,15 +68,15 @@ class RunData:
 
     @property
     def title(self) -> str | None:
-        """The method's own first sentence, where the method is known here."""
-        declared = REGISTRY.get(self.method)
-        return None if declared is None else declared.title
+        """The method's own first sentence, as the run wrote it down."""
+        found = self.plan.get("title")
+        return None if found is None else str(found)
 
     @property
     def arxiv(self) -> str | None:
-        """The paper's identifier, where the method is known here."""
-        declared = REGISTRY.get(self.method)
-        return None if declared is None else declared.arxiv
+        """The paper's identifier, as the run wrote it down."""
+        found = self.plan.get("arxiv")
+        return None if found is None else str(found)
 
     def last(self, name: str) -> float | None:
         """The last finite value of a metric."""
