@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from polyalign.errors import OptionError, nearest
-from polyalign.recipe import Declaration
+
+if TYPE_CHECKING:
+    from polyalign.recipe import Declaration
 
 
 class Lora(BaseModel):
@@ -58,25 +60,31 @@ class TrainConfig(BaseModel):
     module_lr: Annotated[float, Field(gt=0)] | None = Field(
         None, description="learning rate of value heads and other modules (default lr)"
     )
-    optimizer: Literal["adamw", "adam", "sgd", "rmsprop"] = "adamw"
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    schedule: Literal["linear", "cosine", "constant", "inverse_sqrt"] = "linear"
+    optimizer: Literal["adamw", "adam", "sgd", "rmsprop"] = Field("adamw", description="optimizer")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="averages of Adam: first,second")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="decoupled weight decay")
+    schedule: Literal["linear", "cosine", "constant", "inverse_sqrt"] = Field(
+        "linear", description="how the learning rate falls after the warm-up"
+    )
     warmup: Annotated[float, Field(ge=0)] = Field(0.1, description="share (below 1) or steps")
     clip: Annotated[float, Field(gt=0)] | None = Field(1.0, description="largest gradient norm")
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="every random choice follows from it")
     paper_defaults: bool = Field(
         False, description="take learning rate, batch and epochs of the method's paper"
     )
 
     full: bool | None = Field(None, description="train all weights (default: LoRA above 100M)")
     lora: Lora = Field(default_factory=Lora)
-    dtype: Literal["float32", "bfloat16", "float64"] | None = None
+    dtype: Literal["float32", "bfloat16", "float64"] | None = Field(
+        None, description="of weights and activations (default: what the device does best)"
+    )
     device: str | None = Field(None, description="cpu, cuda, mps (default: the best there is)")
     threads: Annotated[int, Field(ge=1)] | None = Field(None, description="CPU threads")
     checkpointing: bool = Field(False, description="recompute activations to save memory")
     max_length: Annotated[int, Field(ge=2)] = Field(1024, description="tokens of prompt + answer")
-    max_prompt_length: Annotated[int, Field(ge=1)] | None = None
+    max_prompt_length: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="tokens of the prompt alone; its beginning is cut"
+    )
     assistant: Literal["last", "all"] = Field(
         "last", description="which assistant turns are trained"
     )
@@ -88,18 +96,24 @@ class TrainConfig(BaseModel):
     early_stopping: str | None = Field(
         None, description="stop when this metric no longer improves, e.g. eval_loss"
     )
-    patience: Annotated[int, Field(ge=1)] = 3
+    patience: Annotated[int, Field(ge=1)] = Field(3, description="evaluations without improvement")
     loggers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
-        default_factory=list
+        default_factory=list, description="also log to these (metrics.jsonl is always written)"
     )
     samples: Annotated[int, Field(ge=0)] = Field(4, description="prompts sampled before and after")
     judge: str | None = Field(
         None, description="verifier, FILE.py:function, or reward-model folder"
     )
-    max_new_tokens: Annotated[int, Field(ge=1)] = 128
-    temperature: Annotated[float, Field(ge=0)] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=0)] = 0
+    max_new_tokens: Annotated[int, Field(ge=1)] = Field(
+        128, description="tokens of a sampled answer"
+    )
+    temperature: Annotated[float, Field(ge=0)] = Field(1.0, description="of sampled answers")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="nucleus of sampled answers"
+    )
+    top_k: Annotated[int, Field(ge=0)] = Field(
+        0, description="most likely tokens sampled from; 0: all"
+    )
 
     @field_validator("data", "eval_data", mode="before")
     @classmethod
