@@ -100,12 +100,12 @@ def resume(folder: str | Path, *, watcher: Watcher | None = None, replan: bool =
 def _run(declaration: Any, config: Any, watcher: Any, resume: bool, replan: bool) -> Run:
     from polyalign.engine import processes
     from polyalign.reports.html import report
-    from polyalign.reports.model_card import write_card
+    from polyalign.reports.model_card import write_model_card
     from polyalign.runs.training import train as run
 
     folder = run(declaration, config, watcher=watcher, resume=resume, replan=replan)
     if processes.rank() == 0:
-        write_card(folder.path, declaration)
+        write_model_card(folder.path)
         report([folder.path], folder / "report.html")
     return Run(folder.path)
 

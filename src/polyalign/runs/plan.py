@@ -133,6 +133,7 @@ def make_plan(
 ) -> dict[str, Any]:
     """The plan as plain data; keys in :data:`BOUND` are compared on resume, the rest is to read."""
     import torch
+    import transformers
 
     survey = facts.survey
     stages = [steps_of(stage, survey.records, settings) for stage in method.stages]
@@ -148,6 +149,8 @@ def make_plan(
     work = forward * (3 if facts.full else 2) + (forward if references else 0)
     return {
         "method": declaration.id,
+        "title": declaration.title,
+        "arxiv": declaration.arxiv,
         "hyper": {name: _plain(value) for name, value in method.hyper.items()},
         "model": facts.model,
         "data": facts.data,
@@ -181,6 +184,7 @@ def make_plan(
         "memory_bytes": memory(facts, settings, config.checkpointing),
         "seconds": round(tokens * work / _speed(facts.device), 1),
         "torch": torch.__version__,
+        "transformers": transformers.__version__,
         "python": platform.python_version(),
         "notes": list(facts.notes),
     }

@@ -10,6 +10,7 @@ from typing import Any
 from polyalign.engine.storage import append_line
 from polyalign.errors import DataError
 from polyalign.feedback.records import Prompt, Record, kind_name
+from polyalign.feedback.table import FeedbackSet
 from polyalign.feedback.turns import EveryTurn
 from polyalign.feedback.units import Members, slots
 from polyalign.protocols import Policy
@@ -58,12 +59,12 @@ def read_records(
             "pair), "
             "or choose another method: polyalign methods",
         )
-    records = list(convert(found, wanted))
+    records = convert(found, wanted)
     notes.append(
         f"Taken as {kind_name(wanted)}: {len(records)} examples from {len(found)} "
         f"{kind_name(kind)}."
     )
-    if not records:
+    if not len(records):
         raise DataError(
             f"No {kind_name(wanted)} can be made of the data.", "Run: polyalign data check FILE"
         )
@@ -123,6 +124,13 @@ def survey(
         )
     done = Survey(len(kept), tokens, context_tokens, longest, truncated, len(records) - len(kept))
     return kept, done
+
+
+def chosen(records: Sequence[Record], indices: Sequence[int]) -> Sequence[Record]:
+    """Some of the records; those on disk stay there."""
+    if isinstance(records, FeedbackSet):
+        return records.select(indices)
+    return [records[i] for i in indices]
 
 
 def _rows(record: Record, wanted: set[str]) -> Iterator[tuple[str, Any, Any]]:

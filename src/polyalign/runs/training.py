@@ -30,7 +30,7 @@ from polyalign.runs.config import TrainConfig
 from polyalign.runs.folder import Ended, FolderHooks, RunFolder, Silent, Watcher
 from polyalign.runs.loggers import Loggers
 from polyalign.runs.plan import Facts, compare, fingerprint, make_plan, micro_tokens, settings_of
-from polyalign.runs.prepare import data_fingerprint, read_records, rejecter, survey
+from polyalign.runs.prepare import chosen, data_fingerprint, read_records, rejecter, survey
 
 LORA_ABOVE = 100_000_000
 """Models with more parameters than this are trained with adapters unless ``full`` is said."""
@@ -87,7 +87,7 @@ def prepare(
             "leaves "
             "them no answer (listed in rejects.jsonl)."
         )
-        records = [records[i] for i in kept]
+        records = chosen(records, kept)
     if measured.truncated:
         notes.append(f"{measured.truncated} examples are cut at max_length={config.max_length}.")
     held_out: Sequence[Record] = ()
@@ -95,7 +95,7 @@ def prepare(
         held_out, _, more = read_records(config.eval_data, declaration, replace_limit(config))
         notes += [f"held out: {note}" for note in more]
         usable, _ = survey(held_out, policy, method, lambda *_: None, watcher.progress)
-        held_out = [held_out[i] for i in usable]
+        held_out = chosen(held_out, usable)
     facts = Facts(
         parameters=_parameters(policy),
         trainable=sum(p.numel() for p in policy.trainable().values()),
