@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,9 +122,10 @@ def changes_nothing(model: nn.Module) -> bool:
     )
 
 
-def twin(module: nn.Module) -> Any:
-    """A copy that shares the parameters that do not train and has its own of those that do."""
-    shared = {id(p): p for p in module.parameters() if not p.requires_grad}
+def twin(module: nn.Module, own: Iterable[nn.Parameter]) -> Any:
+    """A copy with parameters of its own in place of ``own``, which shares all the others."""
+    owned = {id(p) for p in own}
+    shared: dict[int, Any] = {id(p): p for p in module.parameters() if id(p) not in owned}
     return copy.deepcopy(module, shared)
 
 

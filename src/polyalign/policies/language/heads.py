@@ -36,7 +36,7 @@ class Value(nn.Module):
         policy.trunk.layout()
         if not policy.trunk.splits:
             raise OptionError(
-                "This model's states cannot be read apart from its logits, so a value reads nothing.",
+                "This model's states cannot be had apart from its logits, so a value reads none.",
                 "Use a method without a value module.",
             )
         self.frozen = trunk == "shared-frozen"
@@ -45,16 +45,18 @@ class Value(nn.Module):
         else:
             from polyalign.policies.language.policy import LanguagePolicy
 
-            model = adapters.twin(policy.model)
+            model = adapters.twin(policy.model, policy.trainable().values())
             base = LanguagePolicy(
                 model, policy.tokenizer, template=policy.template, trunk=policy.trunk.of(model)
             )
             # The output head reads tokens, not values; tied, it is the embedding and stays.
-            output = model.get_output_embeddings()
-            if output.weight is not model.get_input_embeddings().weight:
-                output.weight.requires_grad_(False)
-            self.body = model
-        self._base: Any = [base]  # in a list: a constant base is not this module's to train or save
+            output, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+            if output.weight is not embedding.weight:
+                output.requires_grad_(False)
+            self.body = nn.ParameterDict(
+                {n.replace(".", "/"): p for n, p in model.named_parameters() if p.requires_grad}
+            )
+        self._base: Any = [base]  # in a list: what does not train is not this module's to save
         width = policy.trunk.config.hidden_size
         dtype = torch.promote_types(policy.model.dtype, torch.float32)
         self.head = nn.Linear(width, 1, device=policy.device, dtype=dtype)

@@ -207,14 +207,14 @@ class LanguagePolicy:
     def freeze(self) -> LanguagePolicy:
         """This policy as it is now, as a constant.
 
-        Weights that do not train are shared. An adapter that changes nothing yet costs nothing: the
-        constant computes without it.
+        The base of an adapter is shared. An adapter that changes nothing yet costs nothing: the
+        constant computes without it. A constant's constant has weights of its own to ``load``.
         """
-        if not self.live:
-            return self
-        wrapped = adapters.twin(self.model if self.peft is None else self.peft)
+        wrapped = self.peft if self.peft is not None else self.model
+        wrapped = adapters.twin(wrapped, self._parameters().values())
         model = wrapped if self.peft is None else wrapped.get_base_model()
-        model.requires_grad_(False)
+        for parameter in self._parameters(model).values():
+            parameter.requires_grad_(False)
         if self.peft is not None and adapters.changes_nothing(model):
             adapters.enable(model, False)
         return LanguagePolicy(
@@ -234,10 +234,11 @@ class LanguagePolicy:
         """The values that ``load`` sets, by name, of a live or a constant policy."""
         return {name: p.detach() for name, p in self._parameters().items()}
 
-    def _parameters(self) -> dict[str, nn.Parameter]:
+    def _parameters(self, model: Any = None) -> dict[str, nn.Parameter]:
+        model = self.model if model is None else model
         if self.peft is None:
-            return dict(self.model.named_parameters())
-        return adapters.adapter_parameters(self.model)
+            return dict(model.named_parameters())
+        return adapters.adapter_parameters(model)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Set the values of ``tensors()`` by name.
