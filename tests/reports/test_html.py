@@ -121,11 +121,11 @@ def test_a_run_with_nothing_but_a_plan_is_reported(tmp_path):
 
 def test_several_runs_lie_over_each_other_and_side_by_side(tmp_path, full):
     other = run_folder(tmp_path / "second", seed=1, hyper={"beta": 0.5})
-    _, text = read(report([full, other], tmp_path / "both.html"))
+    page, text = read(report([full, other], tmp_path / "both.html"))
     assert "The runs side by side" in text
     assert "hyper.beta 0.1 0.5" in text
-    assert "first (held out)" in text
-    assert "second (held out)" in text
+    assert 'aria-label="first, first (held out), second, second (held out)"' in page
+    assert "Dashed curves are held-out examples." in text
 
 
 def test_runs_of_the_same_name_are_told_apart(tmp_path):

@@ -138,7 +138,13 @@ def _figure(runs: Sequence[RunData], chart: Chart) -> list[Figure]:
                 if points:
                     drawn.append(svg.Curve(title + suffix, points, colour, bool(prefix)))
     picture = svg.curves(drawn, zero=chart.zero, level=chart.level)
-    legend = [(c.label, c.colour, c.dashed) for c in drawn]
+    # With several runs the page says once that dashed curves are held out.
+    solid = {c.colour for c in drawn if not c.dashed}
+    legend = [
+        (c.label, c.colour, c.dashed)
+        for c in drawn
+        if not (len(runs) > 1 and c.dashed and c.colour in solid)
+    ]
     return [Figure(chart.title, chart.text, legend, picture)] if picture else []
 
 
