@@ -45,6 +45,22 @@ OPTIONS = {
 }
 """Names that are a method at certain options, folded: method and options."""
 
+NOT_TRAINED = {
+    "bestofn": (
+        "does not train: it chooses among answers",
+        "polyalign evaluate RUN --data FILE --judge JUDGE --n 4 (its best_of_n)",
+    ),
+    "bon": (
+        "does not train: it chooses among answers",
+        "polyalign evaluate RUN --data FILE --judge JUDGE --n 4 (its best_of_n)",
+    ),
+    "merge": (
+        "does not train: it folds an adapter into its model",
+        "polyalign model merge RUN --output FOLDER",
+    ),
+}
+"""Names that people look for among the methods, folded: what they are, and the command."""
+
 
 def fold(name: str) -> str:
     """A name without case, hyphens, underscores and spaces.
@@ -83,11 +99,22 @@ def get(name: str, verb: str = "train") -> Declaration:
     """The declaration of an id, an alias (case and underscores do not matter) or
     ``FILE.py:function``.
 
-    Raises :class:`OptionError` for an unknown name (naming the nearest), a name that means several
-    methods (listing them), a method's option taken for a method, and the wrong ``verb``.
+    Raises :class:`OptionError` as :func:`named` does, and for the wrong ``verb``.
     """
     if ".py:" in name:
         return _from_file(name)
+    id, entry = named(name)
+    if entry["verb"] != verb:
+        raise OptionError(f"'{name}' does not {verb}.", f"Use: polyalign {entry['verb']} {id}")
+    return _load(id)
+
+
+def named(name: str) -> tuple[str, dict[str, Any]]:
+    """The id and the catalogue's entry of an id or alias, without importing the method.
+
+    Raises :class:`OptionError` for an unknown name (naming the nearest), a name that means several
+    methods (listing them) and a method's option taken for a method.
+    """
     entries = catalogue()
     names = {fold(id): id for id in entries}
     for id, entry in entries.items():
@@ -101,15 +128,13 @@ def get(name: str, verb: str = "train") -> Declaration:
     if key in OPTIONS and key not in names:
         base, options = OPTIONS[key]
         raise OptionError(f"'{name}' is {base} at certain options.", f"Use: {base} {options}")
+    if key in NOT_TRAINED and key not in names:
+        what, use = NOT_TRAINED[key]
+        raise OptionError(f"'{name}' {what}.", f"Use: {use}")
     if key not in names:
         listed = [*entries, *(a for entry in entries.values() for a in entry.get("aliases", ()))]
         raise OptionError(f"There is no method '{name}'.", nearest(name, listed))
-    entry = entries[names[key]]
-    if entry["verb"] != verb:
-        raise OptionError(
-            f"'{name}' does not {verb}.", f"Use: polyalign {entry['verb']} {names[key]}"
-        )
-    return _load(names[key])
+    return names[key], entries[names[key]]
 
 
 def _load(id: str) -> Declaration:

