@@ -1,13 +1,21 @@
 """sac against its card, continuous and discrete."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from polyalign import objective
+from polyalign.engine.scoring import Cast
+from polyalign.engine.step import Engine
+from polyalign.environments.base import Transition
 from polyalign.errors import NumericsError, OptionError
+from polyalign.feedback.units import assemble
+from polyalign.methods import get
 from polyalign.objectives.actor_critic import discrete_actor_loss
 from polyalign.objectives.numbers import tanh_log_derivative
+from polyalign.policies.control import GaussianPolicy
 from tests.methods.by_hand import close
 
 B, GAMMA, LOG_ALPHA, TARGET = 4, 0.9, -0.7, -2.0
@@ -135,3 +143,28 @@ def test_what_is_missing_or_impossible_is_refused():
         objective("sac", alpha=-1)
     with pytest.raises(NumericsError, match="'terminated' holds more than 0 and 1"):
         objective("sac", update="q1")(dict(A, terminated=[0, 2, 0, 0]))
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_T1_a_step_of_transitions_may_be_cut_in_micro_batches(number):
+    policy = GaussianPolicy(2, 1, hidden=(4,), seed=1)
+    stage = get("sac")().stages[0]
+    modules = {
+        name: policy.build("q", {"hidden": (8,), "seed": i})
+        if "q" in name
+        else policy.build("scalar", {})
+        for i, name in enumerate(stage.modules)
+    }
+    units = [
+        Transition((0.1 * i, 0.2), (0.3 * i,), 1.0 - i, (0.2, 0.1 * i), i == 2).unit(str(i))
+        for i in range(5)
+    ]
+    batch = assemble(units, policy.encode)
+    batch = replace(batch, draws={"seed": torch.arange(len(batch.rows))})
+    update = stage.updates[number]
+    whole, cut = (
+        Engine(Cast(policy, {}, modules), budget).evaluate(update, batch, {})
+        for budget in (None, 4)
+    )
+    close(whole.loss, cut.loss)
+    close(whole.metrics[min(whole.metrics)], cut.metrics[min(cut.metrics)])

@@ -173,7 +173,16 @@ class Engine:
         several = processes.largest(len(parts)) > 1
         if several:
             with torch.no_grad():
-                blanks = [objective(blank(self.cast, part, needs), state) for part in parts]
+                # Modules that objectives call want real shapes; all else is satisfied with zeros.
+                blanks = [
+                    objective(
+                        self._score(update, part, grad=False)
+                        if needs.modules
+                        else blank(self.cast, part, needs),
+                        state,
+                    )
+                    for part in parts
+                ]
             denominators = _weights(blanks)
         tally, value, seen = Tally(), 0.0, []
         for part in parts:
