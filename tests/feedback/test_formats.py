@@ -224,8 +224,11 @@ SHAPES: list[tuple[dict[str, Any], str, type[Any], dict[str, Any]]] = [
                     "annotations": {"helpfulness": {"Rating": "4"}, "honesty": {"Rating": "N/A"}},
                     "overall_score": 8.5,
                 },
-                {"response": "b", "annotations": {"helpfulness": {"Rating": "2"}},
-                 "overall_score": 3},
+                {
+                    "response": "b",
+                    "annotations": {"helpfulness": {"Rating": "2"}},
+                    "overall_score": 3,
+                },
             ],
         },
         "UltraFeedback",
@@ -310,8 +313,13 @@ def test_a_row_is_recognised_and_read(
 
 def test_extra_numbers_are_fields_and_other_columns_meta() -> None:
     row = {
-        "prompt": "p", "chosen": "a", "rejected": "b",
-        "margin": 2, "weight": 0.5, "source": "x", "checked": True,
+        "prompt": "p",
+        "chosen": "a",
+        "rejected": "b",
+        "margin": 2,
+        "weight": 0.5,
+        "source": "x",
+        "checked": True,
     }
     record = read([row])[0]
     assert record.weight == 0.5

@@ -26,8 +26,17 @@ GOOD = {"prompt": "p", "chosen": "a", "rejected": "b"}
 
 @pytest.mark.parametrize(
     "name",
-    ["x.jsonl", "x.jsonl.gz", "x.json", "x.json.gz", "x.csv", "x.csv.gz", "x.tsv", "x.parquet",
-     "folder"],
+    [
+        "x.jsonl",
+        "x.jsonl.gz",
+        "x.json",
+        "x.json.gz",
+        "x.csv",
+        "x.csv.gz",
+        "x.tsv",
+        "x.parquet",
+        "folder",
+    ],
 )
 def test_every_file_kind_gives_back_what_was_written(name: str, tmp_path: Path) -> None:
     expected = list(read(ROWS))
@@ -38,8 +47,14 @@ def test_every_file_kind_gives_back_what_was_written(name: str, tmp_path: Path) 
 
 def test_conversations_survive_every_file_kind(tmp_path: Path) -> None:
     turn = {"role": "user", "content": 'say "hi",\nplease'}
-    rows = [{"prompt": [turn], "chosen": [{"role": "assistant", "content": "[1] hi"}],
-             "rejected": [{"role": "assistant", "content": "no"}], "margin": 0.5}]
+    rows = [
+        {
+            "prompt": [turn],
+            "chosen": [{"role": "assistant", "content": "[1] hi"}],
+            "rejected": [{"role": "assistant", "content": "no"}],
+            "margin": 0.5,
+        }
+    ]
     for name in ("c.jsonl", "c.csv", "c.parquet", "c"):
         assert list(read(write(rows, tmp_path / name))) == list(read(rows)), name
 
