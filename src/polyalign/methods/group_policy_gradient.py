@@ -20,6 +20,14 @@ from polyalign.recipe import (
     method,
 )
 
+AGGREGATIONS: dict[str, Literal["rows", "steps", "budget"]] = {
+    "grpo": "rows",
+    "gspo": "rows",
+    "dapo": "steps",
+    "dr_grpo": "budget",
+}
+"""What the published names of aggregation mean."""
+
 
 @method(
     id="grpo",
@@ -80,7 +88,7 @@ def grpo(
         eps_low=eps_low,
         eps_high=eps_high,
         level=level,
-        aggregation=aggregation,
+        aggregation=AGGREGATIONS[aggregation],
         surrogate=surrogate,
         budget=L_max,
         delta=delta,

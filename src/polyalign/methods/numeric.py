@@ -274,7 +274,7 @@ def _refuse(id: str, part: Objective, scores: Scores) -> None:
                     f"{id}: an average {role} log-probability is not below 0, so it has no odds.",
                     "Probabilities must be below 1; compute them in float32 or better.",
                 )
-    if isinstance(part, PolicyGradient) and part.aggregation == "dr_grpo":
+    if isinstance(part, PolicyGradient) and part.aggregation == "budget":
         longest = int(scores["own"].mask.sum(-1).max())
         if longest > part.budget:
             raise NumericsError(

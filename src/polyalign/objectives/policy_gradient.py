@@ -11,7 +11,7 @@ from torch import Tensor
 from polyalign.objectives.numbers import bounded_exp, k3
 from polyalign.types import Loss, Needs, Scores, State, Term, needs
 
-Aggregation = Literal["grpo", "dapo", "dr_grpo", "gspo"]
+Aggregation = Literal["rows", "steps", "budget"]
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,10 @@ class PolicyGradient:
     KL(policy || ref); with ``kl_correction`` it is multiplied by the token's rho, so that value and
     gradient stay unbiased off the sampling policy.
 
-    Aggregation over rows i of T_i steps: "grpo" and "gspo" ``mean_i (1/T_i) sum_t``; "dapo"
-    ``sum_{i,t} / sum_i T_i``; "dr_grpo" ``mean_i sum_t / budget``. ``drop_truncated`` masks rows
-    whose field ``finished`` is 0 (DAPO's overlong filtering); they still count as rows.
+    Aggregation over rows i of T_i steps: "rows" ``mean_i (1/T_i) sum_t`` (GRPO, GSPO); "steps"
+    ``sum_{i,t} / sum_i T_i`` (DAPO); "budget" ``mean_i sum_t / budget`` (Dr. GRPO).
+    ``drop_truncated`` masks rows whose field ``finished`` is 0 (DAPO's overlong filtering); they
+    still count as rows.
 
     The field ``advantage`` is [U] or, by step, [U, T]. Sources: arXiv 2402.03300 (GRPO),
     2503.20783 (Dr. GRPO), 2503.14476 (DAPO), 2507.18071 (GSPO), 2506.13585 (CISPO),
@@ -38,7 +39,7 @@ class PolicyGradient:
     eps_low: float = 0.2
     eps_high: float = 0.2
     level: Literal["token", "sequence", "sequence-token"] = "token"
-    aggregation: Aggregation = "grpo"
+    aggregation: Aggregation = "rows"
     surrogate: Literal["clip", "cispo"] = "clip"
     budget: int = 256
     delta: float | None = None
@@ -92,11 +93,11 @@ class PolicyGradient:
 
     def _aggregate(self, own: Scores, value: Tensor) -> Term:
         match self.aggregation:
-            case "grpo" | "gspo":
+            case "rows":
                 return own.per_row(own.mean(value))
-            case "dapo":
+            case "steps":
                 return own.per_step(value)
-            case "dr_grpo":
+            case "budget":
                 return own.per_row(own.sum(value) / self.budget)
 
     def _clipped(self, own: Scores, rho: Tensor, advantage: Tensor) -> dict[str, Term]:
