@@ -91,7 +91,7 @@ def judge_agreement(judge: str) -> Callable[[FeedbackSet], float]:
         return _share(
             (pair.meta["judges"][judge] == "a") == (pair.chosen == _answers(feedback)[pair.key])
             for pair in decided
-            if pair.meta["judges"][judge] != "tie"
+            if isinstance(pair, Pair) and pair.meta["judges"][judge] != "tie"
         )
 
     return figure
