@@ -1,4 +1,4 @@
-"""Tokenised feedback on disk: memory-mapped ids, found by a record's key and role.
+"""Tokenised feedback on disk: memory-mapped ids, found by what was tokenised.
 
 A cache is made in one streaming pass and then only read, so feedback larger than memory costs no
 memory. Its folder is named after all that decides the ids (tokenizer, template, limits) and the
@@ -27,7 +27,7 @@ from polyalign.types import Row
 VERSION = 1
 _ENTRY = np.dtype(
     [
-        ("name", "S16"),
+        ("name", "S32"),
         ("context", "<i8"),
         ("context_size", "<i4"),
         ("size", "<i4"),
@@ -35,12 +35,12 @@ _ENTRY = np.dtype(
     ]
 )
 
-Item = tuple[str, str, Any, Any]
-"""Key, role, prompt and completion of something to encode."""
+Item = tuple[Any, Any]
+"""The payloads of a prompt and a completion."""
 
 
 class TokenCache:
-    """Rows of language feedback by (key, role), read from disk as they are asked for."""
+    """Rows of prompts and completions, read from disk as they are asked for."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -60,10 +60,10 @@ class TokenCache:
         """The cache of this feedback for this template; made from ``items()`` if it is not there.
 
         ``feedback`` is the feedback's fingerprint. ``where`` defaults to the user's cache.
-        Raises :class:`RunError` when it cannot be written, and what encoding raises, with the key.
+        Raises :class:`RunError` when it cannot be written, and what encoding raises.
         """
         name = hashlib.sha256(f"{VERSION}/{template.fingerprint}/{feedback}".encode()).hexdigest()
-        root = where or cache_folder() / "tokens"
+        root = where or cache_folder().parent / "tokens"
         folder = root / name[:24]
         if not (folder / "summary.json").is_file():
             try:
@@ -79,14 +79,13 @@ class TokenCache:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __contains__(self, name: tuple[str, str]) -> bool:
-        return self._find(*name) is not None
-
-    def __call__(self, key: str, role: str) -> Row:
-        """The row of a record's role; KeyError when it was not among the items."""
-        entry = self._find(key, role)
-        if entry is None:
-            raise KeyError((key, role))
+    def find(self, prompt: Any, completion: Any) -> Row | None:
+        """The row of these payloads, None when they were not among the items."""
+        name = _name(prompt, completion)
+        place = int(np.searchsorted(self._entries["name"], name))
+        if place == len(self._entries) or self._entries["name"][place] != name:
+            return None
+        entry = self._entries[place]
         context, steps = int(entry["context"]), int(entry["steps"])
         size = int(entry["size"])
         marks = torch.from_numpy(self._marks[steps : steps + size].astype(np.int64))
@@ -98,13 +97,6 @@ class TokenCache:
             segment if bool(segment.any()) else None,
         )
 
-    def _find(self, key: str, role: str) -> Any:
-        name = _name(key, role)
-        place = int(np.searchsorted(self._entries["name"], name))
-        if place < len(self._entries) and self._entries["name"][place] == name:
-            return self._entries[place]
-        return None
-
 
 def _mapped(file: Path, dtype: str | np.dtype[Any]) -> np.ndarray:
     """A file as an array; an empty file cannot be mapped."""
@@ -113,9 +105,10 @@ def _mapped(file: Path, dtype: str | np.dtype[Any]) -> np.ndarray:
     return np.memmap(file, dtype, mode="r")
 
 
-def _name(key: str, role: str) -> bytes:
+def _name(prompt: Any, completion: Any) -> bytes:
     # Hexadecimal: numpy strips trailing zero bytes of raw digests.
-    return hashlib.blake2b(f"{key}\0{role}".encode(), digest_size=8).hexdigest().encode()
+    text = json.dumps([prompt, completion], sort_keys=True, default=dict)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest().encode()
 
 
 def _write(folder: Path, template: Template, items: Iterable[Item]) -> None:
@@ -143,7 +136,7 @@ def _stream(made: Path, template: Template, items: Iterable[Item]) -> dict[str, 
         open(made / "marks.bin", "wb") as marks,
         open(made / "entries.bin", "wb") as entries,
     ):
-        for key, role, prompt, completion in items:
+        for prompt, completion in items:
             encoded = template.encode(prompt, completion)
             row = encoded.row
             if row.context != before:  # answers to one prompt share its ids
@@ -158,7 +151,7 @@ def _stream(made: Path, template: Template, items: Iterable[Item]) -> dict[str, 
                 (row.mask.long() + 2 * turn.long().clamp(max=127)).numpy().astype("u1").tobytes()
             )
             entry = (
-                _name(key, role),
+                _name(prompt, completion),
                 at,
                 len(before),
                 size,

@@ -47,7 +47,7 @@ def merge(adapter: str | Path, out: str | Path, *, dtype: str = "auto") -> float
     gap = float((before - after).abs().max())
     if not gap <= TOLERANCE.get(written, 0.5):
         raise NumericsError(
-            f"The merged model in {out} differs from base and adapter by {gap:.3g} nats in a token.",
+            f"The merged model in {out} differs from its parts by {gap:.3g} nats in a token.",
             "Merge into float32 (dtype=float32), or use the adapter as it is.",
         )
     return gap

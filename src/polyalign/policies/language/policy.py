@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from polyalign.errors import ModelError, NeedsError, OptionError, nearest
 from polyalign.policies.language import adapters
 from polyalign.policies.language.adapters import LoraSpec
+from polyalign.policies.language.cache import TokenCache
 from polyalign.policies.language.layout import Kind, lay, passes
 from polyalign.policies.language.logprobs import token_quantities
 from polyalign.policies.language.signals import AGAINST, LAW
@@ -44,6 +45,8 @@ class LanguagePolicy:
         self.tokenizer = tokenizer
         self.peft = peft
         self.live = live
+        self.tokens: TokenCache | None = None
+        """Rows that were encoded before, where :meth:`encode` looks first."""
         self.trunk = trunk or Trunk(model)
         self.template = template or _template(model, tokenizer, **limits)
 
@@ -129,7 +132,8 @@ class LanguagePolicy:
 
     def encode(self, context: Any, completion: Any) -> Row:
         """The row of a prompt and a completion; see :class:`Template` for what becomes of them."""
-        return self.encoded(context, completion).row
+        kept = None if self.tokens is None else self.tokens.find(context, completion)
+        return self.encoded(context, completion).row if kept is None else kept
 
     def encoded(self, context: Any, completion: Any) -> Encoded:
         """The row and what the length limits, tokenizer and template did to it."""
