@@ -31,12 +31,16 @@ MEANT = {
 }
 """Commands that people know from elsewhere, or look for one level too high."""
 
+ORDER = ("doctor", "model", "data", "methods", "train", "import-config", "evaluate", "sample",
+         "report", "lab", "completion")  # fmt: skip
+
 
 class Commands(TyperGroup):
-    """Commands in the order of declaration; an unknown one is answered with the nearest."""
+    """Commands in the order in which a newcomer needs them; an unknown one gets the nearest."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return list(self.commands)
+        place = {name: at for at, name in enumerate(ORDER)}
+        return sorted(self.commands, key=lambda name: place.get(name, len(place)))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and args[0] not in self.commands and not args[0].startswith("-"):
@@ -59,7 +63,7 @@ def unknown(name: str, path: str, commands: Sequence[str] | Any) -> OptionError:
 
 
 def group(help: str, *examples: str, name: str | None = None, bare: bool = False) -> typer.Typer:
-    """A group of commands with examples in its help; ``bare`` ones do something without a command."""
+    """A group of commands with examples in its help; a ``bare`` one works without a command."""
     return typer.Typer(
         name=name,
         help=help,

@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from polyalign.cli import bring, use
+from polyalign.cli.data import data
 from polyalign.cli.doctor import doctor
 from polyalign.cli.faults import explain
 from polyalign.cli.group import epilog, group
@@ -59,10 +61,17 @@ def global_options(
     screen.debug, screen.quiet = debug, quiet
 
 
+app.command("doctor", epilog=epilog("polyalign doctor", "polyalign doctor --json"))(doctor)
 app.add_typer(methods, name="methods")
 app.add_typer(model, name="model")
+app.add_typer(data, name="data")
 app.command("train", cls=Train, epilog=EXAMPLES)(train)
-app.command("doctor", epilog=epilog("polyalign doctor", "polyalign doctor --json"))(doctor)
+app.command("import-config", epilog=bring.IMPORT)(bring.import_config)
+app.command("evaluate", epilog=use.EVALUATE)(use.evaluate)
+app.command("sample", epilog=use.SAMPLE)(use.sample)
+app.command("report", epilog=use.REPORT)(use.report)
+app.command("lab", epilog=use.LAB)(use.lab)
+app.command("completion", epilog=bring.COMPLETION)(bring.completion)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,6 +11,9 @@ from polyalign.cli.group import epilog, group
 from polyalign.cli.methods import Json
 from polyalign.cli.progress import waiting
 from polyalign.cli.screen import emit, note, results_only, say, table
+from polyalign.errors import OptionError, nearest
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 model = group(
     "Models: bring one to this machine, list them, fold an adapter into its model.",
@@ -78,6 +82,34 @@ def list_(json: Json = False) -> None:
             for m in found
         ]
         table(["model", "parameters", "licence", "from", "folder"], rows, right=["parameters"])
+
+
+@model.command(
+    epilog=epilog(
+        "polyalign model merge runs/dpo --output models/dpo",
+        "polyalign model merge runs/dpo/final --output models/dpo --dtype bfloat16",
+    )
+)
+def merge(
+    adapter: Annotated[str, typer.Argument(help="A run trained with adapters, or an adapter.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the merged model.")],
+    dtype: Annotated[
+        str, typer.Option(help="auto (the base model's), float32, bfloat16 or float16.")
+    ] = "auto",
+    json: Json = False,
+) -> None:
+    """Fold an adapter into its base model, and check that nothing changes."""
+    from polyalign.policies.language.merge import merge as fold
+
+    if dtype not in DTYPES:
+        raise OptionError(f"There is no dtype '{dtype}'.", nearest(dtype, DTYPES))
+    final = Path(adapter) / "final"
+    with results_only(), waiting("merging"):
+        gap = fold(final if final.is_dir() else adapter, output, dtype=dtype)
+    if json:
+        emit({"model": str(output), "largest_difference": gap})
+    else:
+        say(f"{output}: log-probabilities differ by at most {gap:.2g} from base and adapter.")
 
 
 def described(found: Any) -> dict[str, Any]:
