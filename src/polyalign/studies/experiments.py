@@ -153,7 +153,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "distance of log-probability gaps from delta",
         lambda: Bandit.make(8, 2),
         _hinge_margin,
-        1e-3,
+        2e-3,
         records=lambda w: w.pairs(),
     ),
     "hinge-norm": Experiment(
@@ -161,7 +161,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "distance of log-ratio gaps from 1/beta",
         lambda: Bandit.make(8, 2),
         _hinge_margin,
-        1e-3,
+        2e-3,
         records=lambda w: w.pairs(),
         hyper={"form": "hinge-norm", "beta": 0.5},
     ),
@@ -220,7 +220,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         1e-5,
         records=lambda w: w.scored(),
         hyper={"beta": 0.5, "alpha": 0.0},
-        steps=800,
+        steps=400,
     ),
     "sera": Experiment(
         "sera",
@@ -256,6 +256,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             "learning_rate": 0.06,
             "warmup": 200,
         },
+        steps=400,
         settings=lambda records, steps: exact(64, 1, max_steps=steps, betas=(0.5, 0.99)),
         environment=lambda w: LqrEnvironment(w, horizon=8, spread=1.5),
     ),
@@ -267,6 +268,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         1e-5,
         records=lambda w: w.quadruples(),
         hyper={"beta": 0.5},
+        steps=400,
     ),
 }
 """By name: a method's id, or a name of its own where a method has several."""

@@ -183,7 +183,7 @@ class Experiment:
     tolerance: float
     records: Callable[[Any], Sequence[Record]] = lambda world: ()
     hyper: Mapping[str, Any] = field(default_factory=dict)
-    steps: int = 500
+    steps: int = 300
     settings: Callable[[Sequence[Record], int], Settings] = lambda records, steps: exact(
         len(records), steps
     )

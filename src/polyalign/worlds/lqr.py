@@ -79,7 +79,8 @@ class Lqr:
         return self.r + self.gamma * self.b.T @ p @ self.b
 
     def _gain(self, p: Tensor) -> Tensor:
-        return torch.linalg.solve(self._curvature(p), self.gamma * self.b.T @ p @ self.a)
+        gain: Tensor = torch.linalg.solve(self._curvature(p), self.gamma * self.b.T @ p @ self.a)
+        return gain
 
     def optimum(self, alpha: float) -> SoftOptimum:
         """The soft-optimal policy N(-K s, alpha/2 M^-1) and its Q* and V*.
