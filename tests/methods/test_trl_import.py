@@ -478,6 +478,7 @@ def test_every_given_flag_is_noted_exactly_once_and_the_result_is_a_valid_run(tr
     assert set(flags) <= set(names)
     assert {n.flag for n in got.notes if not n.default} == set(flags)
     complete = {"model": "m", "data": ["d"], "output": "o"} | got.options
+    assert yaml.safe_load(yaml.safe_dump(got.options)) == got.options  # it can be written down
     declared = get(got.method)
     config = configure(complete, declared)
     declared(**config.hyper)

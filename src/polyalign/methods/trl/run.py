@@ -226,7 +226,7 @@ def _optimizer(t: Translation) -> None:
         )
     if "adafactor" in t.flags and ("optim" in t.flags or name != "adafactor"):
         t.note("adafactor")
-    betas = (t.number("adam_beta1", 0.9) or 0.0, t.number("adam_beta2", 0.999) or 0.0)
+    betas = [t.number("adam_beta1", 0.9) or 0.0, t.number("adam_beta2", 0.999) or 0.0]
     for flag in ("adam_beta1", "adam_beta2"):
         if flag in t.flags:
             t.option(flag, "betas", betas)
