@@ -59,7 +59,7 @@ def test_a_report_is_one_small_file_that_asks_the_network_for_nothing(full):
 def test_a_newcomer_reads_what_was_done_and_what_it_gave(full):
     _, text = read(report([full]))
     for words in (
-        "smollm2 was trained with dpo on 480 examples from human_pairs.jsonl.",
+        "smollm2 was trained with dpo on 480 examples from data/human_pairs.jsonl.",
         "Of 135 million parameters, 5 million were trained, in low-rank adapters of rank 16.",
         "It came to its end at step 60 after 4 min 6 s of training on the CPU.",
         "both become less likely (by 8.0 and 16.5 nats per answer)",
@@ -170,3 +170,13 @@ def test_what_is_no_run_is_told(tmp_path):
         report([tmp_path])
     with pytest.raises(OptionError, match="no run to report on"):
         report([])
+
+
+def test_before_training_every_pair_is_a_tie_and_not_a_loss(tmp_path):
+    folder = run_folder(tmp_path / "r")
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    start = {f"eval_rewards/{name}": 0.0 for name in ("chosen", "rejected", "accuracies")}
+    rows[0] |= start
+    lines(folder / "metrics.jsonl", rows)
+    _, text = read(report([folder]))
+    assert "during training no interval 50.0 % 70.9 % +20.9 points" in text

@@ -60,6 +60,12 @@ def test_ticks_are_round_numbers_inside(low, high, expected):
     assert svg.ticks(low, high) == expected
 
 
+def test_steps_are_whole_numbers():
+    assert svg.ticks(0, 10, whole=True) == [0, 2, 4, 6, 8, 10]
+    assert svg.ticks(0, 12, whole=True) == [0, 5, 10]
+    assert svg.ticks(0, 2, whole=True) == [0, 1, 2]
+
+
 def test_infinite_intervals_are_drawn_to_the_edge():
     drawn = svg.intervals([svg.Span("x", 0.5, -math.inf, math.inf)], x_label="share", level=0.4)
     ET.fromstring(drawn)

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from polyalign.evaluation.diagnosis import series
 from polyalign.feedback.payloads import text_of
 from polyalign.reports import svg, words
-from polyalign.reports.rundata import RunData, display
+from polyalign.reports.rundata import RunData
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,8 @@ def _figure(runs: Sequence[RunData], chart: Chart) -> list[Figure]:
 def story(run: RunData) -> list[str]:
     """What was done, in a few sentences; facts that are not known are left out."""
     plan, config = run.plan, run.config
-    data = ", ".join(PurePath(display(d)).name for d in config.get("data") or [])
+    # "train.jsonl" says little: the folder's name goes along.
+    data = ", ".join("/".join(PurePath(str(d)).parts[-2:]) for d in config.get("data") or [])
     first = f"{run.model} was trained with {run.method}"
     if run.title:
         first += f" ({run.title[0].lower() + run.title[1:].rstrip('.')})"
@@ -237,7 +238,7 @@ def samples(run: RunData, most: int = 12) -> list[dict[str, str]]:
     """Prompts with the answers before and after, as text."""
     return [
         {
-            name: text_of(row[name]) if row.get(name) is not None else ""
+            name: (text_of(row[name]).strip() if row.get(name) is not None else "") or "(nothing)"
             for name in ("prompt", "before", "after")
         }
         for row in run.samples[:most]

@@ -118,7 +118,8 @@ def read_run(path: str | Path) -> RunData:
             missing.append(error.what)
             return []
 
-    history, samples = lines("metrics.jsonl"), lines("samples.jsonl")
+    history = [_tied(row) for row in lines("metrics.jsonl")]
+    samples = lines("samples.jsonl")
     told = [
         Advice(str(row["code"]), str(row["text"]), int(row.get("step", 0)))
         for row in lines("advice.jsonl")
@@ -140,6 +141,16 @@ def read_run(path: str | Path) -> RunData:
         data("final/polyalign.json"),
         missing,
     )
+
+
+def _tied(row: dict[str, Any]) -> dict[str, Any]:
+    """Before the first step policy and reference agree and every pair is a tie, not a loss."""
+    for prefix in ("", "eval_"):
+        accuracy = f"{prefix}rewards/accuracies"
+        chosen, rejected = row.get(f"{prefix}rewards/chosen"), row.get(f"{prefix}rewards/rejected")
+        if row.get(accuracy) == 0 and chosen == 0 and rejected == 0:
+            row = {**row, accuracy: 0.5}
+    return row
 
 
 def display(name: Any) -> str:

@@ -28,8 +28,8 @@ class Curve:
     dashed: bool = False
 
 
-def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers in [low, high], about so many.
+def ticks(low: float, high: float, about: int = 5, whole: bool = False) -> list[float]:
+    """Round numbers in [low, high], about so many; ``whole``: none between whole numbers.
 
     >>> ticks(0, 1)
     [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
@@ -39,6 +39,8 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     raw = (high - low) / about
     power = 10 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
+    if whole:
+        step = max(1, 5 * power if step == 2.5 * power else step)
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [round(i * step, 12) for i in range(first, last + 1)]
@@ -76,7 +78,7 @@ class Plane:
                 )
         base = self.height - BOTTOM
         out.append(f'<path class="axis" d="M{self.left} {base}H{self.width - RIGHT}"/>')
-        for x in ticks(*self.x):
+        for x in ticks(*self.x, whole=x_label == "step"):
             u, _ = self.at(x, self.y[0])
             out.append(
                 f'<text class="tick" x="{u}" y="{base + 14}" text-anchor="middle">'
