@@ -464,7 +464,7 @@ def flags_of(trainer: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_every_given_flag_is_noted_exactly_once_and_the_result_is_a_valid_run(trainer, data):
     every = flags_of(trainer)
