@@ -124,7 +124,9 @@ def passes(rows: Rows, kind: Kind, waste: float = 0.1, most: int = 8192) -> list
     unless a single sequence is longer.
     """
     last = rows.mask * torch.arange(1, rows.mask.shape[1] + 1, device=rows.mask.device)
-    lengths = (last.max(-1).values - 1).clamp(min=0).tolist() if rows.mask.shape[1] else []
+    if rows.mask.shape[1] == 0:
+        return []
+    lengths = (last.max(-1).values - 1).clamp(min=0).tolist()
     members: dict[int, list[int]] = {}
     for i, c in enumerate(rows.context.tolist()):
         members.setdefault(c if kind == "shared" else i, []).append(i)
