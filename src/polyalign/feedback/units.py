@@ -70,10 +70,18 @@ def partner(records: Sequence[Binary], index: int, *parts: object) -> Binary:
     Raises :class:`DataError` when every example has the same prompt.
     """
     own = records[index]
-    first = seed_of(*parts, "partner", own.key) % len(records)
-    for offset in range(len(records)):
-        other = records[(first + offset) % len(records)]
-        if other.key != own.key and other.prompt != own.prompt:
+
+    def fits(other: Binary) -> bool:
+        return other.key != own.key and other.prompt != own.prompt
+
+    # Independent draws are uniform over what fits; the walk ends where almost nothing does.
+    for attempt in range(16):
+        other = records[seed_of(*parts, "partner", own.key, attempt) % len(records)]
+        if fits(other):
+            return other
+    for offset in range(1, len(records)):
+        other = records[(index + offset) % len(records)]
+        if fits(other):
             return other
     raise DataError(
         "Mismatched answers need at least two different prompts, and all examples share one.",

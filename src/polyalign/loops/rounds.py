@@ -144,15 +144,16 @@ def _credit(session: Session, reward: Tensor, rows: Rows, rollout: Rollout) -> d
 
 def _measure(reward: Tensor, rows: Rows, rollout: Rollout) -> dict[str, float]:
     lengths = rows.mask.sum(-1).double()
-    values = torch.stack(
-        [reward.sum(), (reward**2).sum(), lengths.sum(), rollout.finished.double().sum().cpu()]
-    )
-    values = processes.total(torch.cat([values, torch.tensor([float(len(reward))])]).double())
-    total, squares, length, finished, count = values.tolist()
-    mean = total / count
+    finished = rollout.finished.double().cpu()
+    count = torch.tensor(float(len(reward)), dtype=torch.float64)
+    sums = processes.total(torch.stack([reward.sum(), lengths.sum(), finished.sum(), count]))
+    total, length, done, n = sums.tolist()
+    mean = total / n
+    # Deviations from the mean, not E[x^2] - E[x]^2, which cancels for large rewards.
+    spread = float(processes.total(((reward - mean) ** 2).sum()))
     return {
         "reward": mean,
-        "reward_std": max(squares / count - mean**2, 0.0) ** 0.5,
-        "completions/mean_length": length / count,
-        "completions/clipped_ratio": 1.0 - finished / count,
+        "reward_std": (spread / n) ** 0.5,
+        "completions/mean_length": length / n,
+        "completions/clipped_ratio": 1.0 - done / n,
     }

@@ -119,5 +119,8 @@ def _batch(session: Session, replay: Replay) -> Batch:
     step = session.position["stage_step"]
     units = replay.sample(session.settings.batch, session.settings.seed, step)
     batch = assemble(units, session.policy.encode)
-    seeds = [session.seed("noise", step, row) for row in range(len(batch.rows))]
-    return replace(batch, draws={"seed": torch.tensor(seeds)})
+    seeds = torch.zeros(len(batch.rows), dtype=torch.long)
+    for role, index in batch.roles.items():
+        for key, row in zip(batch.keys, index.tolist(), strict=True):
+            seeds[row] = session.seed("noise", step, key, role)
+    return replace(batch, draws={"seed": seeds})
