@@ -15,7 +15,7 @@ import yaml
 
 from polyalign.engine import checkpoint, processes
 from polyalign.engine.storage import append_line, write_json_atomic, write_text_atomic
-from polyalign.errors import ModelError, RunError
+from polyalign.errors import ModelError, OptionError, RunError
 from polyalign.feedback.records import Record
 from polyalign.judges.load import load_judge
 from polyalign.loops import epochs, rounds
@@ -91,6 +91,12 @@ def prepare(
     if measured.truncated:
         notes.append(f"{measured.truncated} examples are cut at max_length={config.max_length}.")
     held_out: Sequence[Record] = ()
+    for name in ("early_stopping", "eval_every"):
+        if getattr(config, name) and not config.eval_data:
+            raise OptionError(
+                f"{name}={getattr(config, name)} needs held-out data, and none are given.",
+                "Add --eval-data FILE (make one with: polyalign data split), or leave it out.",
+            )
     if config.eval_data:
         held_out, _, more = read_records(config.eval_data, declaration, replace_limit(config))
         notes += [f"held out: {note}" for note in more]
@@ -133,6 +139,13 @@ def _own_judge(records: Sequence[Record]) -> Judge | None:
 
 
 def _policy(config: TrainConfig) -> LanguagePolicy:
+    try:
+        torch.device(config.device or "cpu")
+    except RuntimeError:
+        raise OptionError(
+            f"There is no device '{config.device}'.",
+            "Use cpu, cuda, cuda:1 or mps; see: polyalign doctor",
+        ) from None
     folder = resolve(config.model, trust_remote_code=config.trust_remote_code)
     adapted = (folder / "adapter_config.json").exists()
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors")) // 4
@@ -162,7 +175,8 @@ def _policy(config: TrainConfig) -> LanguagePolicy:
 
 
 def _parameters(policy: LanguagePolicy) -> int:
-    return sum(p.numel() for p in policy.model.parameters())
+    """Parameters of the model itself, adapters not counted."""
+    return sum(p.numel() for name, p in policy.model.named_parameters() if "lora_" not in name)
 
 
 def train(
