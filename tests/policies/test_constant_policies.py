@@ -50,7 +50,7 @@ def starts(base, folder):
 
 
 def test_t34_the_reference_is_the_start_in_every_start_mode(base, tmp_path):
-    """DPO's first loss is log 2 exactly where every log-ratio is zero; then the policy moves off."""
+    """Every log-ratio is zero, so DPO's first loss is log 2; then the policy moves off."""
     for name, policy in starts(base, tmp_path):
         reference = policy.freeze()
         before = logp_of(reference)

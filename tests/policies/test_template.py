@@ -139,7 +139,8 @@ def test_t15_an_empty_thinking_block_keeps_the_answer_trained():
 def test_t15_a_thinking_block_that_templates_write_themselves_is_context_or_trained_once():
     tokenizer = tiny.tokenizer(
         "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
-        "{% if m['role'] == 'assistant' %}<t></t>{% endif %}{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if m['role'] == 'assistant' %}<t></t>{% endif %}{{ m['content'] }}<|im_end|>\n"
+        "{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n<t></t>{% endif %}"
     )
     encoded = template(tokenizer).encode((user("hi"),), (bot("the answer"),))

@@ -1,0 +1,76 @@
+"""The real SmolLM2 through the whole policy: encode, score, sample, constant, save."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from polyalign.policies.language.adapters import LoraSpec
+from polyalign.policies.language.policy import LanguagePolicy
+from polyalign.protocols import Sampling
+from polyalign.types import Rows
+
+pytestmark = pytest.mark.model
+
+ASKED = ({"role": "user", "content": "What is the capital of France?"},)
+
+
+def answer(text):
+    return ({"role": "assistant", "content": text},)
+
+
+@pytest.fixture(scope="module")
+def policy(smollm2):
+    return LanguagePolicy.from_pretrained(smollm2.path, lora=LoraSpec(r=4, alpha=8))
+
+
+@pytest.fixture(scope="module")
+def rows(policy):
+    pairs = [
+        (ASKED, answer("The capital of France is Paris.")),
+        (ASKED, answer("The capital of France is Berlin, and that is all I know of it.")),
+        ("The capital of France is", " Paris."),
+    ]
+    return Rows.collate([policy.encode(*pair) for pair in pairs])
+
+
+def test_the_shared_layout_holds_and_equals_the_models_own_logits(policy, rows):
+    assert policy.trunk.layout() == "shared"
+    assert policy.trunk.splits
+    with torch.no_grad():
+        logp = policy.score(rows).logp
+        for i in range(len(rows)):
+            steps = rows.steps[i][rows.mask[i]]
+            context = rows.contexts[int(rows.context[i])]
+            ids = torch.tensor([[*context, *steps.tolist()]])
+            law = policy.model(ids).logits[0, len(context) - 1 : -1].log_softmax(-1)
+            hand = law.gather(-1, steps.unsqueeze(-1)).squeeze(-1)
+            torch.testing.assert_close(logp[i, : len(hand)], hand, rtol=0, atol=1e-3)
+    sums = logp.sum(-1)
+    assert sums[0] > sums[1]
+
+
+def test_t34_the_first_loss_of_dpo_is_log_two(policy, rows):
+    with torch.no_grad():
+        ratio = policy.score(rows).logp - policy.freeze().score(rows).logp
+    margin = 0.1 * (ratio[0].sum() - ratio[1].sum())
+    assert float(-torch.nn.functional.logsigmoid(margin)) == pytest.approx(math.log(2), abs=1e-7)
+
+
+def test_it_answers_and_ends_its_answer(policy):
+    rollout = policy.sample([ASKED], 1, Sampling(temperature=0, max_steps=16), [0])
+    assert "Paris" in rollout.payloads[0][0]["content"]
+    assert rollout.finished.all()
+    assert rollout.rows[0].steps[-1] == policy.tokenizer.eos_token_id
+    again = policy.encode(ASKED, rollout.payloads[0])
+    assert again.context == rollout.rows[0].context
+    assert again.steps.equal(rollout.rows[0].steps)
+
+
+def test_sampled_log_probabilities_are_those_of_scoring(policy):
+    rollout = policy.sample([ASKED, "Once upon a time"], 2, Sampling(max_steps=12), range(4))
+    with torch.no_grad():
+        logp = policy.score(Rows.collate(rollout.rows)).logp
+    torch.testing.assert_close(rollout.logp, logp, rtol=0, atol=1e-3)
