@@ -81,7 +81,8 @@ HELDOUT = Pool(
         "The new teacher speaks four languages.; Dinner will be ready at seven.;"
         "Two birds built a nest above the porch.; I put the letter on the kitchen table.;"
         "Her brother works in a bakery.; We planted an oak behind the house.;"
-        "The phone rang twice.; A cold wind came from the north.; My uncle drives a yellow taxi.; The soup was too hot.;"
+        "The phone rang twice.; A cold wind came from the north.;"
+        "My uncle drives a yellow taxi.; The soup was too hot.;"
         "Children played in the park until dark."
     ),
     questions=_list(

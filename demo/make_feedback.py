@@ -11,8 +11,11 @@ lie in ``--work``. Everything is a function of the seed (up to rounding in a bat
 from __future__ import annotations
 
 import argparse
+import gzip
+import hashlib
 import json
 import random
+import re
 import time
 from collections import defaultdict
 from collections.abc import Iterable
@@ -27,7 +30,7 @@ SEED = 20
 TEMPERATURE = 0.7
 ANSWERS = 8
 MAX_TOKENS = 48
-PER_KIND = 28
+PER_KIND = 24
 HELDOUT_PER_KIND = 10
 NEVER_TRAINED_PER_KIND = 15
 PAIRS_PER_PROMPT = 2
@@ -82,6 +85,12 @@ def sample_all(rows: list[Row], file: Path) -> list[Row]:
             f"{i + len(batch)}/{len(todo)} instructions, {tokens / spent:.0f} tokens/s", flush=True
         )
     return [row | {"answers": done[row["id"]]["answers"]} for row in rows]
+
+
+def stamp(rows: list[Row]) -> str:
+    """A digest of what answers depend on: an earlier run's answers to anything else are not ours."""
+    settings = [rows, SEED, TEMPERATURE, ANSWERS, MAX_TOKENS]
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
 
 
 def pairs_of(row: Row) -> list[Row]:
@@ -141,31 +150,31 @@ def ordinary_rows(file: Path) -> list[Row]:
         return read(file)
     model, tokenizer = load_model("smollm2"), load_tokenizer("smollm2")
     rows = ordinary()
-    answers: list[list[tuple[str, int, bool]]] = []
+    made = []
     for i in range(0, len(rows), 20):
-        prompts = [row["prompt"] for row in rows[i : i + 20]]
-        draws = torch.zeros(len(prompts), 1, MAX_TOKENS, dtype=torch.float64)
-        answers += sample(model, tokenizer, prompts, draws, temperature=0)
-    made = [
-        row
-        | {
-            "completion": [{"role": "assistant", "content": told[0][0].strip()}],
-            "finished": told[0][2],
-        }
-        for row, told in zip(rows, answers)
-    ]
+        part = rows[i : i + 20]
+        draws = torch.zeros(len(part), 1, MAX_TOKENS, dtype=torch.float64)
+        told = sample(model, tokenizer, [row["prompt"] for row in part], draws, temperature=0)
+        for row, [(text, _, finished)] in zip(part, told):
+            # A long answer is cut after its last whole sentence, where it could have ended.
+            ends = [match.end() for match in re.finditer(r"[.!?](?=\s|$)", text)]
+            kept = text if finished or not ends else text[: ends[-1]]
+            made.append(row | {"completion": [{"role": "assistant", "content": kept.strip()}]})
     write(file, made)
     return made
 
 
 def read(file: Path) -> list[Row]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    data = file.read_bytes()
+    text = (gzip.decompress(data) if file.suffix == ".gz" else data).decode("utf-8")
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def write(file: Path, rows: Iterable[Row]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    file.write_text(text, encoding="utf-8")
+    data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8")
+    # No time stamp, so that the same rows are the same file.
+    file.write_bytes(gzip.compress(data, mtime=0) if file.suffix == ".gz" else data)
 
 
 def main() -> None:
@@ -174,13 +183,16 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(".cache/demo-feedback"))
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    rows = sample_all(training_rows(), options.work / "answers.jsonl")
+    rows = sample_all(training_rows(), options.work / f"answers-{stamp(training_rows())}.jsonl")
     pairs = [pair for row in rows for pair in pairs_of(row)]
-    write(options.output / "train.jsonl", pairs)
+    write(options.output / "train.jsonl.gz", pairs)
     new, kinds = heldout_rows()
-    write(options.output / "heldout_new.jsonl", new)
-    write(options.output / "heldout_kinds.jsonl", kinds)
-    write(options.output / "ordinary.jsonl", ordinary_rows(options.work / "ordinary.jsonl"))
+    write(options.output / "heldout_new.jsonl.gz", new)
+    write(options.output / "heldout_kinds.jsonl.gz", kinds)
+    write(
+        options.output / "ordinary.jsonl.gz",
+        ordinary_rows(options.work / f"ordinary-{stamp(ordinary())}.jsonl"),
+    )
     print(f"\n{'kind':16} {'followed':>8} {'ended':>6} {'pairs':>6} {'chosen longer':>14}")
     for kind, (followed, ended) in base_rates(rows).items():
         own = [pair for pair in pairs if pair["kind"] == kind]

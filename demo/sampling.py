@@ -78,8 +78,8 @@ def _choose(logits: Tensor, draw: Tensor, temperature: float) -> Tensor:
     """The token whose interval of the cumulative distribution holds the random number."""
     if temperature == 0:
         return logits.argmax(-1)
-    cumulative = (logits.double() / temperature).softmax(-1).cumsum(-1)
-    found = torch.searchsorted(cumulative, draw[:, None] * cumulative[:, -1:])
+    cumulative = (logits.float() / temperature).softmax(-1).cumsum(-1)
+    found = torch.searchsorted(cumulative, draw[:, None].float() * cumulative[:, -1:])
     return found[:, 0].clamp(max=logits.shape[-1] - 1)
 
 
