@@ -240,10 +240,12 @@ class Declaration:
             return TypeAdapter(hint).validate_python(value)
         except ValidationError as error:
             first = error.errors()[0]["msg"]
+            choices = re.findall(r"'([^']*)'", first) if isinstance(value, str) else []
+            default = f"The default is {self.schema[name].default!r}."
+            mend = nearest(value, choices) if choices else default
             raise OptionError(
                 f"{self.id}: {name}={value!r} is not allowed: {first[0].lower()}{first[1:]}.",
-                f"The default is {self.schema[name].default!r}; see: polyalign methods show "
-                f"{self.id}",
+                f"{mend} See: polyalign methods show {self.id}",
             ) from None
 
     def __call__(self, *, progress: float = 0.0, **hyper: Any) -> Method:

@@ -206,7 +206,7 @@ def test_a_whole_file_mistake_is_one_sentence_with_its_mend(
 
 def test_a_missing_file_names_the_nearest_one(tmp_path: Path) -> None:
     write(ROWS, tmp_path / "train.jsonl")
-    with pytest.raises(DataError, match="no file tarin.jsonl.*Did you mean train.jsonl"):
+    with pytest.raises(DataError, match="no file .*tarin.jsonl.*Did you mean train.jsonl"):
         read(tmp_path / "tarin.jsonl")
     with pytest.raises(DataError, match="its folder .* does not exist"):
         read(tmp_path / "nowhere" / "train.jsonl")

@@ -30,11 +30,6 @@ PANELS = {
 }
 """Where a flag stands in ``train --help``."""
 
-LORA = {
-    "r": "rank of the adapters",
-    "alpha": "scale of the adapters (times 1/rank)",
-    "targets": "layers that get adapters: all-linear, or names with commas",
-}
 SHORT = {"model": "-m", "data": "-d", "output": "-o"}
 HIDDEN = {"method", "hyper", "lora"}
 """Fields that are no flag of their own."""
@@ -50,7 +45,8 @@ def flags() -> list[inspect.Parameter]:
         if name not in HIDDEN:
             found[name] = _flag(name, field, str(field.description), panel_of.get(name))
     for name, field in Lora.model_fields.items():
-        found[f"lora_{name}"] = _flag(f"lora_{name}", field, LORA[name], "The model")
+        text = str(field.description)
+        found[f"lora_{name}"] = _flag(f"lora_{name}", field, text, "The model")
     order = [*panel_of, *(name for name in found if name not in panel_of)]
     return [found[name] for name in order]
 
@@ -123,7 +119,7 @@ def with_flags(command: Command) -> Command:
 def values_of(given: Mapping[str, Any]) -> dict[str, Any]:
     """The flags that were given, as :class:`TrainConfig` takes them."""
     values = {name: value for name, value in given.items() if value not in (None, [], ())}
-    lora = {name: values.pop(f"lora_{name}") for name in LORA if f"lora_{name}" in values}
+    lora = {n: values.pop(f"lora_{n}") for n in Lora.model_fields if f"lora_{n}" in values}
     if lora:
         if "," in str(lora.get("targets", "")):
             lora["targets"] = [name.strip() for name in lora["targets"].split(",")]

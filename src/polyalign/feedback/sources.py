@@ -57,7 +57,7 @@ def _missing(path: Path) -> DataError:
             f"There is no file {path}: its folder {folder} does not exist.", "Check the path."
         )
     names = [p.name for p in folder.iterdir() if p.is_dir() or ending(p) in ENDINGS]
-    return DataError(f"There is no file {path.name} in {folder}.", nearest(path.name, names))
+    return DataError(f"There is no file {path}.", nearest(path.name, names))
 
 
 def looks_like_hub_name(name: str) -> bool:

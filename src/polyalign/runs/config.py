@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,9 +21,13 @@ class Lora(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    r: Annotated[int, Field(ge=1)] = 16
-    alpha: Annotated[float, Field(gt=0)] = 32.0
-    targets: str | list[str] = "all-linear"
+    r: Annotated[int, Field(ge=1)] = Field(16, description="rank of the adapters")
+    alpha: Annotated[float, Field(gt=0)] = Field(
+        32.0, description="scale of the adapters (times 1/rank)"
+    )
+    targets: str | list[str] = Field(
+        "all-linear", description="layers that get adapters: all-linear, or names with commas"
+    )
 
 
 class TrainConfig(BaseModel):
@@ -150,10 +155,18 @@ def configure(values: Mapping[str, Any], declaration: Declaration) -> TrainConfi
                 f"There is no option '{name}'.", nearest(name, Lora.model_fields)
             ) from None
         message = first["msg"][0].lower() + first["msg"][1:]
-        raise OptionError(
-            f"{name}={first['input']!r} is not allowed: {message}.",
-            fields[str(first["loc"][0])].description or "",
-        ) from None
+        if first["type"] == "literal_error":
+            mend = nearest(str(first["input"]), _choices(first["ctx"]["expected"]))
+        else:
+            inside = Lora.model_fields if first["loc"][0] == "lora" else fields
+            about = inside.get(str(first["loc"][-1])) or fields[str(first["loc"][0])]
+            mend = f"It means: {about.description}."
+        raise OptionError(f"{name}={first['input']!r} is not allowed: {message}.", mend) from None
+
+
+def _choices(expected: str) -> list[str]:
+    """The names in pydantic's ``'a', 'b' or 'c'``."""
+    return re.findall(r"'([^']*)'", expected)
 
 
 def _nearest(name: str, hyper: Mapping[str, Any], fields: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from polyalign.engine import checkpoint, processes
-from polyalign.engine.storage import append_line, make_folder, read_lines, truncate_lines
+from polyalign.engine.storage import append_line, explain, make_folder, read_lines, truncate_lines
 from polyalign.errors import Interrupted, RunError
 from polyalign.evaluation.diagnosis import advise
 from polyalign.loops.session import Session
@@ -72,7 +72,10 @@ class RunFolder:
 
     def create(self) -> None:
         """Make the folder; raises :class:`RunError` where that is not allowed."""
-        make_folder(self.path)
+        try:
+            make_folder(self.path)
+        except OSError as error:
+            raise explain(error, "make the run folder", self.path) from None
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every row of metrics.jsonl that is whole."""

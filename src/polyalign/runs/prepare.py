@@ -9,7 +9,7 @@ from typing import Any
 
 from polyalign.engine.storage import append_line
 from polyalign.errors import DataError
-from polyalign.feedback.records import Prompt, Record, kind_name
+from polyalign.feedback.records import Pair, Prompt, Record, Scored, kind_name
 from polyalign.feedback.table import FeedbackSet
 from polyalign.feedback.turns import EveryTurn
 from polyalign.feedback.units import Members, slots
@@ -55,9 +55,7 @@ def read_records(
         raise DataError(
             f"{declaration.id} learns from {kind_name(wanted)}, and {', '.join(sources)} holds "
             f"{kind_name(kind)}.",
-            f"Convert it: polyalign data convert FILE --to {kind_name(wanted)} (or polyalign data "
-            "pair), "
-            "or choose another method: polyalign methods",
+            f"{_way(kind, wanted)} polyalign methods --feedback {kind_name(kind)}",
         )
     records = convert(found, wanted)
     notes.append(
@@ -69,6 +67,20 @@ def read_records(
             f"No {kind_name(wanted)} can be made of the data.", "Run: polyalign data check FILE"
         )
     return records, list(found.rejects), notes
+
+
+def _way(kind: type[Record], wanted: type[Record]) -> str:
+    """How to come from one kind to another, where a person has to choose."""
+    from polyalign.feedback.conversion import targets
+
+    if kind_name(wanted) not in targets(kind):
+        return "Choose another method:"
+    command = (
+        "pair FILE"
+        if (kind, wanted) == (Scored, Pair)
+        else f"convert FILE --to {kind_name(wanted)}"
+    )
+    return f"Make them: polyalign data {command}; or choose another method:"
 
 
 def survey(
