@@ -88,7 +88,7 @@ def sample_all(rows: list[Row], file: Path) -> list[Row]:
 
 
 def stamp(rows: list[Row]) -> str:
-    """A digest of what answers depend on: an earlier run's answers to anything else are not ours."""
+    """A digest of all that answers depend on, so that a run never continues a different one."""
     settings = [rows, SEED, TEMPERATURE, ANSWERS, MAX_TOKENS]
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
 
