@@ -199,9 +199,11 @@ def _invert(mass: Tensor, uniform: Tensor) -> Tensor:
     cumulated = mass.cumsum(-1, dtype=torch.float64)
     target = (uniform * cumulated[:, -1]).unsqueeze(-1)
     place = torch.searchsorted(cumulated, target, right=True).squeeze(-1)
-    # Rounding may leave the target at the total: the last place that has any mass.
-    last = mass.shape[-1] - 1 - mass.flip(-1).gt(0).to(torch.int8).argmax(-1)
-    return torch.minimum(place, last)
+    if bool((place == mass.shape[-1]).any()):
+        # Rounding left a target at the total: the last place that has any mass.
+        last = mass.shape[-1] - 1 - mass.flip(-1).gt(0).to(torch.int8).argmax(-1)
+        place = torch.minimum(place, last)
+    return place
 
 
 def _cut(law: Tensor, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
