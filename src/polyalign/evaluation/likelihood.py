@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from polyalign.errors import DataError
 from polyalign.evaluation.generation import Samples
 from polyalign.evaluation.scoring import BUDGET, Progress, log_probabilities, silent
 from polyalign.feedback.payloads import canonical
@@ -21,11 +22,15 @@ from polyalign.protocols import Policy
 
 @dataclass(frozen=True)
 class Perplexity:
-    """Negative log-likelihood of N answers in nats [N], and their numbers of steps [N]."""
+    """Negative log-likelihood of N answers in nats [N], and their numbers of steps [N].
+
+    ``emptied`` answers more have no step: they are empty or the length limits leave none.
+    """
 
     nll: Floats
     steps: Floats
     cluster: tuple[str, ...]
+    emptied: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Perplexity exp(total nats / total steps) with interval over prompts, and nats a step."""
@@ -35,6 +40,7 @@ class Perplexity:
         perplexity = Estimate(value, low, high, nats.n, nats.clusters, nats.level)
         return {
             "answers": len(self.nll),
+            "emptied": self.emptied,
             "steps": float(self.steps.sum()),
             "perplexity": perplexity.to_json(),
             "nats_per_step": nats.to_json(),
@@ -48,13 +54,24 @@ def perplexity(
     budget: int = BUDGET,
     progress: Progress = silent,
 ) -> Perplexity:
-    """Score answers that the policy did not write; the prompt's steps never count."""
-    rows = [policy.encode(d.prompt, d.completion) for d in demonstrations]
+    """Score answers that the policy did not write; the prompt's steps never count.
+
+    Answers without a step are left out and counted. Raises :class:`DataError` when none is left.
+    """
+    encoded = [(d, policy.encode(d.prompt, d.completion)) for d in demonstrations]
+    kept = [(d, row) for d, row in encoded if bool(row.mask.any())]
+    if not kept:
+        raise DataError(
+            "No answer can be scored: every one is empty or max_length leaves nothing of it.",
+            "Raise max_length, or shorten the prompts.",
+        )
+    rows = [row for _, row in kept]
     logp = log_probabilities(policy, rows, budget=budget, progress=progress, what="perplexity")
     return Perplexity(
         np.array([-float(x.sum()) for x in logp]),
         np.array([float(len(x)) for x in logp]),
-        tuple(canonical(d.prompt) for d in demonstrations),
+        tuple(canonical(d.prompt) for d, _ in kept),
+        len(encoded) - len(kept),
     )
 
 

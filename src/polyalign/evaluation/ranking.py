@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from polyalign.errors import DataError
 from polyalign.evaluation.scoring import BUDGET, Progress, log_probabilities, silent
 from polyalign.feedback.payloads import canonical
 from polyalign.feedback.records import Pair
@@ -39,6 +40,7 @@ class Ranking:
     """Log-probabilities of P pairs, each [P]: sums in nats, and numbers of steps.
 
     ``cluster`` [P] names the prompts; the reference's sums are None without a reference.
+    ``emptied`` pairs more have an answer that the length limits leave no step of.
     """
 
     keys: tuple[str, ...]
@@ -50,6 +52,7 @@ class Ranking:
     chosen_ref: Floats | None = None
     rejected_ref: Floats | None = None
     beta: float = 0.1
+    emptied: int = 0
 
     def scores(self, by: By) -> tuple[Floats, Floats]:
         """What the chosen and the rejected answers score, [P] each."""
@@ -73,6 +76,7 @@ class Ranking:
         out: dict[str, Any] = {
             "pairs": len(self.keys),
             "prompts": len(set(self.cluster)),
+            "emptied": self.emptied,
             "detectable_difference": detectable_difference(len(set(self.cluster))),
             "accuracy": {by: proportion(self.wins(by), self.cluster).to_json() for by in kinds},
             "logps/chosen": bootstrap(self.chosen, self.cluster).to_json(),
@@ -111,13 +115,24 @@ def ranking(
     """Score both answers of each pair with the policy and, where given, its reference.
 
     ``beta`` scales implicit rewards for calibration and margins; accuracy does not depend on it.
+    An answer without a step would score as a certain one, so its pair is left out and counted.
+    Raises :class:`DataError` when no pair is left.
     """
-    rows = [policy.encode(pair.prompt, pair.chosen) for pair in pairs]
-    rows += [policy.encode(pair.prompt, pair.rejected) for pair in pairs]
+    sides = [[policy.encode(p.prompt, text) for text in (p.chosen, p.rejected)] for p in pairs]
+    whole = [all(bool(row.mask.any()) for row in both) for both in sides]
+    emptied = whole.count(False)
+    if emptied == len(pairs):
+        raise DataError(
+            "No pair can be ranked: every one has an answer that is empty or that max_length "
+            "leaves nothing of.",
+            "Raise max_length, or shorten the prompts.",
+        )
+    pairs = [pair for pair, kept in zip(pairs, whole) if kept]
+    rows = [both[side] for side in (0, 1) for both, kept in zip(sides, whole) if kept]
     n = len(pairs)
     mine = log_probabilities(policy, rows, budget=budget, progress=progress, what="ranking")
     sums = _sums(mine)
-    steps = np.array([max(len(x), 1) for x in mine], dtype=np.float64)
+    steps = np.array([len(x) for x in mine], dtype=np.float64)
     refs: tuple[Floats, Floats] | None = None
     if reference is not None:
         theirs = _sums(
@@ -136,6 +151,7 @@ def ranking(
         None if refs is None else refs[0],
         None if refs is None else refs[1],
         beta,
+        emptied,
     )
 
 
