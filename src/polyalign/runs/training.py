@@ -209,6 +209,9 @@ def train(
     for note in ready.plan["notes"]:
         watcher.note(note)
     if processes.rank() == 0:
+        if old is not None and any(old.get(n) != ready.plan[n] for n in ("model", "dtype")):
+            # Reference values that were kept belong to weights that are no longer the start.
+            shutil.rmtree(folder / "kept" / "refs", ignore_errors=True)
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         write_text_atomic(folder / "config.yaml", text)
         write_json_atomic(folder / "plan.json", ready.plan)
