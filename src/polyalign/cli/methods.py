@@ -118,9 +118,9 @@ def show(
         console.print()
         table(
             ["option", "default", "type and bounds"],
-            [(n, _spelled(spec.get("default")), bounds(spec)) for n, spec in hyper.items()],
+            [(n, spelled(spec.get("default")), bounds(spec)) for n, spec in hyper.items()],
         )
-    example = next((f" {n}={_spelled(s['default'])}" for n, s in hyper.items()), "")
+    example = next((f" {n}={spelled(s['default'])}" for n, s in hyper.items()), "")
     say(f"\npolyalign train {id} --model MODEL --data FILE --output RUN{example}")
 
 
@@ -161,7 +161,8 @@ def bounds(spec: Mapping[str, Any]) -> str:
     return f"{kind or 'any'} {limits}".strip()
 
 
-def _spelled(value: Any) -> str:
+def spelled(value: Any) -> str:
+    """A value as it is typed after name=."""
     return (
         "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     )

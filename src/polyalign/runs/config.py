@@ -102,8 +102,9 @@ class TrainConfig(BaseModel):
         None, description="stop when this metric no longer improves, e.g. eval_loss"
     )
     patience: Annotated[int, Field(ge=1)] = Field(3, description="evaluations without improvement")
-    loggers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
-        default_factory=list, description="also log to these (metrics.jsonl is always written)"
+    loggers: list[str] = Field(
+        default_factory=list,
+        description="also log to tensorboard, wandb, mlflow or trackio (metrics.jsonl always is)",
     )
     samples: Annotated[int, Field(ge=0)] = Field(4, description="prompts sampled before and after")
     judge: str | None = Field(
@@ -119,6 +120,16 @@ class TrainConfig(BaseModel):
     top_k: Annotated[int, Field(ge=0)] = Field(
         0, description="most likely tokens sampled from; 0: all"
     )
+
+    @field_validator("loggers")
+    @classmethod
+    def _known(cls, value: list[str]) -> list[str]:
+        from polyalign.runs.loggers import SINKS
+
+        for name in value:
+            if name not in SINKS:
+                raise OptionError(f"There is no logger '{name}'.", nearest(name, SINKS))
+        return value
 
     @field_validator("data", "eval_data", mode="before")
     @classmethod
