@@ -76,7 +76,7 @@ def completion(
     shell: Annotated[str, typer.Argument(help="bash, zsh or fish.")] = "bash",
 ) -> None:
     """Print the script that completes commands, options and method names in your shell."""
-    from typer.completion import get_completion_script
+    from typer.completion import get_completion_script  # type: ignore[attr-defined]
 
     if shell not in SHELLS:
         raise OptionError(

@@ -221,7 +221,7 @@ def convert(
 
     with results_only(), waiting("converting"):
         found = _read(files, columns, kind, limit, split)
-        choices = {"rule": rule, "threshold": threshold, "ties": ties}
+        choices: dict[str, Any] = {"rule": rule, "threshold": threshold, "ties": ties}
         given = {name: value for name, value in choices.items() if value is not None}
         if to is None and (given or min_gap):
             raise OptionError(

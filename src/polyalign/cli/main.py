@@ -109,6 +109,6 @@ def _told(error: BaseException) -> int:
 def _complete_and_leave() -> None:
     """Register the shells, so that a completion request is answered; nothing else is done then."""
     if COMPLETE in os.environ:
-        from typer.completion import completion_init
+        from typer.completion import completion_init  # type: ignore[attr-defined]
 
         completion_init()

@@ -77,7 +77,7 @@ def train(
 
     words = list(hyper or ())
     if method is not None and "=" in method and ".py:" not in method:
-        method, words = None, [method, *words]
+        words, method = [method, *words], None
     values = _merged(config, resume, method, words, values_of(given))
     if replan and resume is None:
         raise OptionError("--replan has a meaning only with --resume.", "Leave it out.")

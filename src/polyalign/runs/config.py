@@ -21,12 +21,13 @@ class Lora(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    r: Annotated[int, Field(ge=1)] = Field(16, description="rank of the adapters")
+    r: Annotated[int, Field(ge=1)] = Field(default=16, description="rank of the adapters")
     alpha: Annotated[float, Field(gt=0)] = Field(
-        32.0, description="scale of the adapters (times 1/rank)"
+        default=32.0, description="scale of the adapters (times 1/rank)"
     )
     targets: str | list[str] = Field(
-        "all-linear", description="layers that get adapters: all-linear, or names with commas"
+        default="all-linear",
+        description="layers that get adapters: all-linear, or names with commas",
     )
 
 
