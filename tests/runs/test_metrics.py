@@ -130,3 +130,19 @@ def test_t14_t20_answers_that_a_limit_empties_are_counted_listed_and_change_noth
             assert run.plan()["dropped"] == 1
             assert run.plan()["records"] == 6
     assert rows["with"] == rows["without"]
+
+
+def test_t14_held_out_answers_that_a_limit_empties_are_told(tmp_path, tiny_llama):
+    from polyalign.runs.folder import Silent
+    from polyalign.runs.training import prepare
+
+    data = write_pairs(tmp_path / "pairs.jsonl", 4)
+    held = tmp_path / "held.jsonl"
+    rows = [json.loads(line) for line in data.read_text("utf-8").splitlines()]
+    rows[2]["prompt"][0]["content"] *= 40
+    held.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    options = config("dpo", tiny_llama, data, tmp_path / "run", eval_data=str(held), max_length=90)
+    ready = prepare(declaration_of("dpo"), options, Silent())
+    assert len(ready.held_out) == 3
+    told = "held out: 1 examples are left out, as max_length=90 leaves them no answer."
+    assert told in ready.plan["notes"]

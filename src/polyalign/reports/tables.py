@@ -85,6 +85,9 @@ def evaluation_table(found: Mapping[str, Any]) -> Table:
     caption = "Brackets hold 95 % intervals, resampling prompts."
     if data.get("rejected"):
         caption += f" {words.count(int(data['rejected']), 'malformed row')} left out."
+    for part, name in (("ranking", "pair"), ("perplexity", "answer")):
+        if emptied := (found.get(part) or {}).get("emptied"):
+            caption += f" {words.count(int(emptied), name)} left out, emptied by the length limit."
     return Table(
         title,
         ("measure", "before", "after", "change", "measured on"),

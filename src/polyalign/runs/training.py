@@ -101,6 +101,11 @@ def prepare(
         held_out, _, more = read_records(config.eval_data, declaration, replace_limit(config))
         notes += [f"held out: {note}" for note in more]
         usable, _ = survey(held_out, policy, method, lambda *_: None, watcher.progress)
+        if len(usable) < len(held_out):
+            notes.append(
+                f"held out: {len(held_out) - len(usable)} examples are left out, as "
+                f"max_length={config.max_length} leaves them no answer."
+            )
         held_out = chosen(held_out, usable)
     facts = Facts(
         parameters=_parameters(policy),
