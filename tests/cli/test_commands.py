@@ -16,7 +16,8 @@ from typer.main import get_command
 
 from polyalign.cli.main import app
 from polyalign.cli.options import flags, values_of
-from polyalign.cli.progress import Progress, span
+from polyalign.cli.progress import Progress, arrived, span, waiting
+from polyalign.cli.screen import screen
 from polyalign.runs.config import Lora, TrainConfig
 from tests.cli.kit import Kitchen, kitchen, prepare, run
 
@@ -192,6 +193,7 @@ class Terminal(io.StringIO):
 
 
 def watched(file: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(screen, "quiet", False)
     monkeypatch.setattr("sys.stderr", file)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
@@ -221,6 +223,28 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "training" in shown
     assert "3/3" in shown
     assert "margin 0.25" in shown
+
+
+def test_what_arrives_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYALIGN_CACHE", str(tmp_path))
+    folder = tmp_path / "models" / ".name-x" / "model"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"12345")
+    (tmp_path / "models" / "other").mkdir()
+    assert arrived(".name-*") == 5
+
+
+def test_a_wait_is_a_clock_on_a_terminal_and_a_note_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(screen, "quiet", False)
+    monkeypatch.setenv("TERM", "xterm")
+    for file in (Terminal(), io.StringIO()):
+        monkeypatch.setattr("sys.stderr", file)
+        with waiting("bringing it", ".none-*") as tell:
+            tell("unpacking it")
+        assert "unpacking it" in file.getvalue()
+        assert ("0:00:00" in file.getvalue()) == file.isatty()
 
 
 @pytest.mark.parametrize(

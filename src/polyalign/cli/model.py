@@ -51,7 +51,9 @@ def get(
     """Bring a model to this machine, once, and check it."""
     from polyalign.policies.language.models import get_model
 
-    with results_only(), waiting(f"bringing {name}") as tell:
+    # While a model comes, it lies in a folder of this name beside its place in the cache.
+    arriving = f".{name.replace('/', '--')}-*" if not Path(name).is_dir() else None
+    with results_only(), waiting(f"bringing {name}", arriving) as tell:
         found = get_model(
             name,
             source=source,  # type: ignore[arg-type]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -53,20 +55,30 @@ class Progress:
                 TimeRemainingColumn,
             )
             from rich.progress import Progress as Bars
+            from rich.text import Text
 
-            self.bars = Bars(
+            class WithNumbers(Bars):
+                """The bars, and a line of metrics below them."""
+
+                numbers = ""
+
+                def get_renderables(self) -> Iterator[Any]:
+                    yield from super().get_renderables()
+                    yield Text(self.numbers, style="cyan", no_wrap=True, overflow="ellipsis")
+
+            self.bars = WithNumbers(
                 TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=24),
+                BarColumn(bar_width=None),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[numbers]}", markup=False),
+                expand=True,
                 console=console,
                 transient=True,
             )
             self.bars.start()
             if self.doing:
-                self.tasks[self.doing] = self.bars.add_task(self.doing, total=None, numbers="")
+                self.tasks[self.doing] = self.bars.add_task(self.doing, total=None)
         return self
 
     def __exit__(self, *raised: object) -> None:
@@ -88,27 +100,28 @@ class Progress:
         done = int(row.get("step", 0))
         self.first_step = self.first_step or (done, time.monotonic())
         self.latest.update({n: row[n] for n in SHOWN if isinstance(row.get(n), (int, float))})
-        numbers = "  ".join(f"{SHOWN[n]} {value:.3g}" for n, value in self.latest.items())
+        numbers = "  ".join(f"{SHOWN[n]} {self.latest[n]:.3g}" for n in SHOWN if n in self.latest)
         if self.bars is not None:
-            self._bar("training", done, total, numbers)
+            self.bars.numbers = numbers
+            self._bar("training", done, total)
         elif row.get("split") == "eval" or self._due("training", done, total):
             note(f"step {done}/{total}  {numbers}{self._left(done, total)}")
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Something else that takes long: ``done`` of ``total``."""
         if self.bars is not None:
-            self._bar(what, done, total, "")
+            self._bar(what, done, total)
         elif self._due(what, done, total, first=False):
             note(f"{what} {done}/{total}")
 
     # Its own
 
-    def _bar(self, what: str, done: int, total: int, numbers: str) -> None:
+    def _bar(self, what: str, done: int, total: int) -> None:
         for other in [name for name in self.tasks if name != what and name != "training"]:
             self.bars.remove_task(self.tasks.pop(other))
         if what not in self.tasks:
-            self.tasks[what] = self.bars.add_task(what, total=total, completed=done, numbers="")
-        self.bars.update(self.tasks[what], completed=done, total=total, numbers=numbers)
+            self.tasks[what] = self.bars.add_task(what, total=total, completed=done)
+        self.bars.update(self.tasks[what], completed=done, total=total)
 
     def _due(self, what: str, done: int, total: int, first: bool = True) -> bool:
         now = time.monotonic()
@@ -143,11 +156,49 @@ def span(seconds: float) -> str:
 
 
 @contextmanager
-def waiting(doing: str) -> Iterator[Callable[[str], None]]:
-    """A spinner beside something that cannot count; the function given changes its words."""
+def waiting(doing: str, arriving: str | None = None) -> Iterator[Callable[[str], None]]:
+    """A spinner and a clock beside what cannot count; the function given changes its words.
+
+    ``arriving``: a pattern of folders in the model cache whose growing size is shown.
+    """
     console = err()
     if screen.quiet or not console.is_terminal:
         yield note
         return
-    with console.status(doing) as status:
-        yield lambda text: status.update(text)
+    from rich.progress import Progress as Bars
+    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    done = threading.Event()
+    with Bars(*columns, console=console, transient=True) as bars:
+        task = bars.add_task(doing)
+        words = [doing]
+
+        def tell(text: str) -> None:
+            words[0] = text
+            bars.update(task, description=text)
+
+        def measure() -> None:
+            while not done.wait(0.5):
+                size = arrived(str(arriving))
+                if size:
+                    bars.update(task, description=f"{words[0]}  {size / 1e6:,.0f} MB")
+
+        if arriving is not None:
+            threading.Thread(target=measure, daemon=True).start()
+        try:
+            yield tell
+        finally:
+            done.set()
+
+
+def arrived(pattern: str) -> int:
+    """Bytes in the folders of the model cache that match a pattern; files may come and go."""
+    from polyalign.policies.language.folders import cache_folder
+
+    total = 0
+    for folder in cache_folder().glob(pattern):
+        for file in folder.rglob("*"):
+            with contextlib.suppress(OSError):
+                total += file.stat().st_size if file.is_file() else 0
+    return total
