@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from polyalign.engine import processes
 from polyalign.errors import DataError
 from polyalign.feedback.records import Record
 from polyalign.feedback.store import dump, load
-from polyalign.feedback.units import assemble, make_units, order
+from polyalign.feedback.units import Unit, assemble, make_units, order
 from polyalign.loops.context import Context
 from polyalign.loops.length import per_epoch, steps_of
 from polyalign.loops.session import Session
@@ -71,8 +72,9 @@ def evaluate(session: Session) -> dict[str, float]:
     """The objective's loss and metrics over the evaluation records, as one weighted mean."""
     needs = stage_needs(session)
     records = session.eval_records
-    units = make_units(records, processes.mine(list(range(len(records)))), needs, 0, "eval")
-    batch = assemble(units, session.policy.encode)
+    batch = assemble(
+        _share(records, list(range(len(records))), needs, 0, "eval"), session.policy.encode
+    )
     update = next(u for u in session.stage.updates if "policy" in u.trains)
     index = session.stage.updates.index(update)
     report = session.engine.evaluate(update, batch, session.states[index])
@@ -120,5 +122,14 @@ def _batch(
         else list(range(count))
     )
     indices = shuffled[place * settings.batch : (place + 1) * settings.batch]
-    units = make_units(records, processes.mine(indices), needs, settings.seed, epoch)
+    units = _share(records, indices, needs, settings.seed, epoch)
     return assemble(units, session.policy.encode)
+
+
+def _share(
+    records: Sequence[Record], indices: list[int], needs: Needs, *parts: object
+) -> list[Unit]:
+    """This process's units of a step; where none falls to it, one that has no weight."""
+    own = processes.mine(indices)
+    units = make_units(records, own or indices[:1], needs, *parts)
+    return units if own else [replace(unit, weight=0.0) for unit in units]

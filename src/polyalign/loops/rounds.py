@@ -46,7 +46,7 @@ def run(session: Session) -> None:
         epoch, place = divmod(number, batches)
         shuffled = order(len(prompts), settings.seed, "order", position["stage"], epoch)
         chosen = [prompts[i] for i in shuffled[place * size : (place + 1) * size]]
-        batch, measured = _collect(session, processes.mine(chosen), n, how, number)
+        batch, measured = _collect(session, chosen, n, how, number)
         session.loop_state["round"] = number + 1
         for k in range(passes):
             row: dict[str, Any] = measured | session.train(batch, steps)
@@ -81,21 +81,29 @@ def _prompts(session: Session) -> Sequence[Prompt]:
 def evaluate(session: Session) -> dict[str, float]:
     """The judge's mean score of one sampled answer to each held-out prompt."""
     prompts = [record for record in session.eval_records if isinstance(record, Prompt)]
-    reward, rows, rollout = _judged(
-        session, processes.mine(prompts), 1, session.settings.sampling, "eval"
-    )
-    return _measure(reward, rows, rollout)
+    own, counts = _share(prompts)
+    reward, rows, rollout = _judged(session, own, 1, session.settings.sampling, "eval")
+    return _measure(reward, rows, rollout, counts)
+
+
+def _share(prompts: Sequence[Prompt]) -> tuple[Sequence[Prompt], float]:
+    """This process's prompts and 1; where none falls to it, one prompt and 0: it has no weight."""
+    own = processes.mine(list(prompts))
+    return (own, 1.0) if own else (prompts[:1], 0.0)
 
 
 def _collect(
     session: Session, prompts: Sequence[Prompt], n: int, how: Sampling, number: int
 ) -> tuple[Batch, dict[str, float]]:
-    """Sample, judge and credit one rollout: a batch of units "own", and what was measured."""
+    """Sample, judge and credit this process's share of one rollout: a batch of units "own", and
+    what all processes measured.
+    """
+    prompts, counts = _share(prompts)
     reward, rows, rollout = _judged(session, prompts, n, how, number)
     repeated = [prompt for prompt in prompts for _ in range(n)]
     fields = _credit(session, reward.reshape(-1, n), rows, rollout)
     weight = torch.tensor([p.weight for p in repeated], dtype=torch.float64)
-    weight = weight * fields.pop("keep", torch.ones_like(weight))
+    weight = counts * weight * fields.pop("keep", torch.ones_like(weight))
     batch = Batch(
         rows,
         {"own": torch.arange(len(repeated))},
@@ -104,7 +112,7 @@ def _collect(
         tuple(f"{p.key}#{i % n}" for i, p in enumerate(repeated)),
         old=rollout.old[:, : rows.mask.shape[1]],
     )
-    return batch, _measure(reward, rows, rollout)
+    return batch, _measure(reward, rows, rollout, counts)
 
 
 def _judged(
@@ -142,15 +150,17 @@ def _credit(session: Session, reward: Tensor, rows: Rows, rollout: Rollout) -> d
     return {name: value.reshape(reward.numel(), *value.shape[2:]) for name, value in fields.items()}
 
 
-def _measure(reward: Tensor, rows: Rows, rollout: Rollout) -> dict[str, float]:
+def _measure(reward: Tensor, rows: Rows, rollout: Rollout, counts: float = 1.0) -> dict[str, float]:
+    """Means over all processes' rows; this process's count ``counts`` times."""
     lengths = rows.mask.sum(-1).double()
     finished = rollout.finished.double().cpu()
     count = torch.tensor(float(len(reward)), dtype=torch.float64)
-    sums = processes.total(torch.stack([reward.sum(), lengths.sum(), finished.sum(), count]))
+    sums = counts * torch.stack([reward.sum(), lengths.sum(), finished.sum(), count])
+    sums = processes.total(sums)
     total, length, done, n = sums.tolist()
     mean = total / n
     # Deviations from the mean, not E[x^2] - E[x]^2, which cancels for large rewards.
-    spread = float(processes.total(((reward - mean) ** 2).sum()))
+    spread = float(processes.total(counts * ((reward - mean) ** 2).sum()))
     return {
         "reward": mean,
         "reward_std": (spread / n) ** 0.5,
