@@ -118,3 +118,22 @@ def test_t39_reference_values_of_other_weights_are_not_used_again(place, tmp_pat
     for _, rows, values in used:
         with torch.no_grad():
             torch.testing.assert_close(values, now.score(rows).logp, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("start", ["all weights", "a new adapter", "a trained adapter"])
+def test_t34_evaluation_measures_a_run_against_the_model_it_started_from(start, place, tmp_path):
+    from polyalign.evaluation.subject import open_subject
+
+    model = place.get(start, place["base"])
+    made = config(
+        "dpo", model, place["data"], tmp_path / "run", epochs=1, samples=0, **STARTS[start]
+    )
+    subject = open_subject(train(DPO, made).path)
+    began = LanguagePolicy.from_pretrained(model, frozen=True)
+    rows = Rows.collate([began.encode("Say", text) for text in ("good 1", "bad bad")])
+    with torch.no_grad():
+        expected, now = began.score(rows).logp, subject.policy.score(rows).logp
+        assert subject.reference is not None
+        against = subject.reference.score(rows).logp
+    torch.testing.assert_close(against, expected, rtol=0, atol=1e-5)
+    assert (now - expected).abs().max() > 1e-2
