@@ -1,4 +1,6 @@
-"""An option that is accepted has an effect, and one that is not is an error with the nearest name."""
+"""An option that is accepted has an effect, and one that is not is an error with the
+nearest
+name."""
 
 from __future__ import annotations
 
@@ -202,7 +204,8 @@ def test_examples_that_a_length_limit_empties_are_listed_and_never_dropped_silen
 def test_malformed_rows_stop_the_run_when_asked_to(tiny_llama, tmp_path):
     data = tmp_path / "bad.jsonl"
     data.write_text(
-        '{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": "a", "chosen": 3, "rejected": "c"}\n'
+        '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
+        '{"prompt": "a", "chosen": 3, "rejected": "c"}\n'
     )
     made = config("dpo", tiny_llama, data, tmp_path / "run", rejects="stop")
     with pytest.raises(DataError, match="1 rows? .*malformed.*row 2"):

@@ -1,1 +1,1 @@
-"""The engine: scores, micro-batches, one normaliser, modules, checkpoints. It knows only policies."""
+"""The engine: scores, micro-batches, one normaliser, checkpoints. It knows only policies."""

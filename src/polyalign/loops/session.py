@@ -155,8 +155,7 @@ class Session:
         if len(self.method.stages) > 1 and self.hooks.get(f"stage-{index}-start") is None:
             self.hooks.put(f"stage-{index}-start", self._policy_tensors())
         self.cast.references = {
-            name: self._reference(stage.reference(name))
-            for name in self._reference_names(stage)
+            name: self._reference(stage.reference(name)) for name in self._reference_names(stage)
         }
         # A row that is scored once needs no cache: its reference is scored beside the policy.
         again = self.settings.epochs * stage.share > 1
