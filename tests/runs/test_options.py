@@ -91,6 +91,16 @@ def test_memory_options_change_memory_and_not_the_loss(base, tiny_llama):
             assert other["loss"] == pytest.approx(row["loss"], abs=2e-4)
 
 
+def test_tokens_kept_on_disk_train_the_same_weights(base, tiny_llama, monkeypatch):
+    folder, data, _ = base
+    monkeypatch.setenv("POLYALIGN_CACHE", str(folder / "cache"))
+    monkeypatch.setattr("polyalign.runs.training.CACHED_FROM", 1)
+    made = config("dpo", tiny_llama, data, folder / "mapped", epochs=1)
+    run = train(declaration_of("dpo"), made)
+    assert list((folder / "cache").rglob("ids.bin"))
+    assert final_bytes(run.path) == final_bytes(folder / "base")
+
+
 def test_checkpoints_samples_and_evaluations_come_when_asked_for(base, tiny_llama):
     folder, data, _ = base
     made = config(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +95,7 @@ def survey(
     An example with an answer that has no token left is refused with its reason, never dropped
     without a word. Returns the indices kept and the :class:`Survey`.
     """
-    wanted = {
-        role
-        for stage in method.stages
-        for update in stage.updates
-        for role in update.objective.needs.roles
-    }
+    wanted = _roles(method)
     kept: list[int] = []
     tokens = context_tokens = longest = truncated = 0
     encode = getattr(policy, "encoded", None)
@@ -143,6 +138,23 @@ def chosen(records: Sequence[Record], indices: Sequence[int]) -> Sequence[Record
     if isinstance(records, FeedbackSet):
         return records.select(indices)
     return [records[i] for i in indices]
+
+
+def slots_of(records: Iterable[Record], method: Method) -> Iterator[tuple[Any, Any]]:
+    """The prompt and completion payloads of every row that the method scores by itself."""
+    wanted = _roles(method)
+    for record in records:
+        for _, context, completion in _rows(record, wanted):
+            yield context, completion
+
+
+def _roles(method: Method) -> set[str]:
+    return {
+        role
+        for stage in method.stages
+        for update in stage.updates
+        for role in update.objective.needs.roles
+    }
 
 
 def _rows(record: Record, wanted: set[str]) -> Iterator[tuple[str, Any, Any]]:

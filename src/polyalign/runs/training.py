@@ -22,6 +22,7 @@ from polyalign.loops import epochs, rounds
 from polyalign.loops.run import run as run_loops
 from polyalign.loops.session import Session, Settings
 from polyalign.policies.language.adapters import LoraSpec
+from polyalign.policies.language.cache import TokenCache
 from polyalign.policies.language.models import resolve
 from polyalign.policies.language.policy import LanguagePolicy
 from polyalign.protocols import Judge, Sampling
@@ -30,10 +31,21 @@ from polyalign.runs.config import TrainConfig
 from polyalign.runs.folder import Ended, FolderHooks, RunFolder, Silent, Watcher
 from polyalign.runs.loggers import Loggers
 from polyalign.runs.plan import Facts, compare, fingerprint, make_plan, micro_tokens, settings_of
-from polyalign.runs.prepare import chosen, data_fingerprint, read_records, rejecter, survey
+from polyalign.runs.prepare import (
+    chosen,
+    data_fingerprint,
+    read_records,
+    rejecter,
+    slots_of,
+    survey,
+)
 
 LORA_ABOVE = 100_000_000
 """Models with more parameters than this are trained with adapters unless ``full`` is said."""
+
+
+CACHED_FROM = 2000
+"""Examples from which their tokens are kept on disk, in the user's cache, and mapped from there."""
 
 
 @dataclass
@@ -84,8 +96,7 @@ def prepare(
     if len(kept) < len(records):
         notes.append(
             f"{len(records) - len(kept)} examples are left out: max_length={config.max_length} "
-            "leaves "
-            "them no answer (listed in rejects.jsonl)."
+            "leaves them no answer (listed in rejects.jsonl)."
         )
         records = chosen(records, kept)
     if measured.truncated:
@@ -107,13 +118,16 @@ def prepare(
                 f"max_length={config.max_length} leaves them no answer."
             )
         held_out = chosen(held_out, usable)
+    data = data_fingerprint(records)
+    if len(records) >= CACHED_FROM:
+        policy.tokens = TokenCache.open(policy.template, data, lambda: slots_of(records, method))
     facts = Facts(
         parameters=_parameters(policy),
         trainable=sum(p.numel() for p in policy.trainable().values()),
         hidden=int(getattr(policy.model.config, "hidden_size", 512)),
         layers=int(getattr(policy.model.config, "num_hidden_layers", 12)),
         model=fingerprint(resolve(config.model, trust_remote_code=config.trust_remote_code)),
-        data=data_fingerprint(records),
+        data=data,
         full=policy.peft is None,
         dtype=str(policy.trunk.autocast or policy.model.dtype).removeprefix("torch."),
         device=str(policy.device),
