@@ -167,7 +167,7 @@ from polyalign.feedback.records import Pair
 from polyalign.objectives import Pairwise, SumLogRatio
 from polyalign.recipe import Method, Offline, Positive, method
 
-@method(id="mine", feedback=Pair)
+@method(id="my-own", feedback=Pair)
 def mine(beta: Positive = 1.0) -> Method:
     \"\"\"My own.\"\"\"
     return Offline(Pairwise(SumLogRatio(), scale=beta))
