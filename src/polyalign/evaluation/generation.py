@@ -26,7 +26,7 @@ from polyalign.metrics.sequences import distinct, fault, lengths
 from polyalign.protocols import Judge, Policy, Sampling, Verdict
 from polyalign.types import Row
 
-CHUNK = 32
+CHUNK = 96
 """Answers sampled between two notes of progress."""
 
 

@@ -234,7 +234,7 @@ def train(
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         write_text_atomic(folder / "config.yaml", text)
         write_json_atomic(folder / "plan.json", ready.plan)
-    loggers = Loggers(folder.path, list(config.loggers))
+    loggers = Loggers(folder.path, config.loggers, config.model_dump(mode="json"))
     hooks = FolderHooks(folder, config, ready.plan["steps"], watcher, loggers)
     session = Session(
         _maker(ready),
