@@ -252,3 +252,15 @@ def test_a_wait_is_a_clock_on_a_terminal_and_a_note_elsewhere(
 )
 def test_a_span_is_read_at_a_glance(seconds: float, words: str) -> None:
     assert span(seconds) == words
+
+
+def test_the_time_left_belongs_to_the_run_that_goes_on(monkeypatch):
+    from polyalign.cli import progress
+
+    clock = {"now": 0.0}
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock["now"])
+    watcher = progress.Progress()
+    for step, now in ((1, 0.0), (2, 10.0), (1, 5000.0), (2, 5010.0)):
+        clock["now"] = now
+        watcher.step({"step": step, "loss": 1.0}, 4)
+    assert watcher._left(2, 4) == "  left 20 s"

@@ -98,7 +98,10 @@ class Progress:
     def step(self, row: Mapping[str, Any], total: int) -> None:
         """An optimizer step or an evaluation is done."""
         done = int(row.get("step", 0))
-        self.first_step = self.first_step or (done, time.monotonic())
+        if self.first_step is None or done <= self.first_step[0]:
+            # The first step of this run, or of the next one that the same watcher sees.
+            self.first_step = (done, time.monotonic())
+            self.latest.clear()
         self.latest.update({n: row[n] for n in SHOWN if isinstance(row.get(n), (int, float))})
         numbers = "  ".join(f"{SHOWN[n]} {self.latest[n]:.3g}" for n in SHOWN if n in self.latest)
         if self.bars is not None:
