@@ -39,8 +39,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "orpo": {"lr": 2e-4},
 }
 COMMON: dict[str, Any] = {"batch": 16, "epochs": 1, "seed": 0, "samples": 4, "max_new_tokens": 48}
-PAIRS = 240
-SAMPLES, SAMPLES_BASE = 2, 4
+PAIRS = 180
+SAMPLES = {"new": 2, "kinds": 1}
+SAMPLES_BASE = {"new": 4, "kinds": 4}
 TEMPERATURE = 0.7
 
 
@@ -61,7 +62,9 @@ def shuffled(pairs: Sequence[dict[str, Any]], seed: int = 0) -> list[dict[str, A
     ]
 
 
-def measure(policy: Any, prompts: Any, ordinary: Any, n: int, watcher: Any) -> dict[str, Any]:
+def measure(
+    policy: Any, prompts: Any, ordinary: Any, n: dict[str, int], watcher: Any
+) -> dict[str, Any]:
     """Success on both held-out sorts, perplexity on ordinary answers, length."""
     from polyalign.evaluation.generation import verified
     from polyalign.evaluation.likelihood import perplexity
@@ -71,7 +74,7 @@ def measure(policy: Any, prompts: Any, ordinary: Any, n: int, watcher: Any) -> d
     judge = load_judge("verifier")
     how = Sampling(temperature=TEMPERATURE, max_steps=COMMON["max_new_tokens"])
     found = {
-        sort: verified(policy, part, judge, n, how, progress=watcher.progress)
+        sort: verified(policy, part, judge, n[sort], how, progress=watcher.progress)
         for sort, part in prompts.items()
     }
     return found | {"ordinary": perplexity(policy, ordinary, progress=watcher.progress)}
@@ -144,7 +147,7 @@ def run(args: argparse.Namespace, watcher: Any) -> int:
         Entry("base", cells(before)),
         Entry(
             "best of 4 of the base",
-            cells(before, SAMPLES_BASE),
+            cells(before, best_of=4),
             "the verifier picks among four answers: what picking alone could give",
         ),
     ]
