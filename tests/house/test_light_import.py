@@ -9,13 +9,7 @@ import sys
 
 import pytest
 
-from tests.house.house import PACKAGE
-
 HEAVY = ("torch", "transformers", "datasets", "peft", "accelerate", "plotly", "pandas")
-needs_command_line = pytest.mark.skipif(
-    not (PACKAGE / "cli" / "main.py").exists(), reason="the command line is not there yet"
-)
-
 RUN = """
 import json, sys
 sys.argv = {argv!r}
@@ -53,7 +47,6 @@ def test_importing_polyalign_loads_nothing_heavy() -> None:
     assert heavy_modules("import polyalign; dir(polyalign); polyalign.PolyalignError") == []
 
 
-@needs_command_line
 @pytest.mark.parametrize(
     "argv",
     [("--help",), ("--version",), ("train", "--help"), ("data", "--help"), ("methods",)],
@@ -63,7 +56,6 @@ def test_looking_around_loads_nothing_heavy(argv: tuple[str, ...]) -> None:
     assert heavy_modules("from polyalign.cli.main import main; main()", *argv) == []
 
 
-@needs_command_line
 def test_completion_loads_nothing_heavy() -> None:
     loaded = heavy_modules(
         "from polyalign.cli.main import main; main()",

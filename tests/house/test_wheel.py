@@ -67,9 +67,6 @@ def test_the_installed_wheel_is_what_python_imports_elsewhere(installed: Path) -
     assert told.startswith(str(installed))
 
 
-@pytest.mark.skipif(
-    not (PACKAGE / "cli" / "main.py").exists(), reason="the command line is not there yet"
-)
 @pytest.mark.parametrize("argv", [("--help",), ("methods",)], ids=" ".join)
 def test_the_installed_command_line_answers_outside_the_repository(
     installed: Path, argv: tuple[str, ...]
