@@ -145,3 +145,21 @@ def test_t27_a_score_that_is_no_number_stops_the_round(bad):
     )
     with pytest.raises(NumericsError, match="some are not finite"):
         run(running)
+
+
+@pytest.mark.parametrize(("asked", "budget", "longest"), [(1, 2, 1), (128, 2, 2), (2, 64, 2)])
+def test_the_smaller_of_the_users_and_the_methods_sampling_limits_holds(
+    asked, budget, longest, monkeypatch
+):
+    seen = []
+    running = session(Sampling(max_steps=asked))
+    made = get("grpo")(G=8, L_max=budget)
+    running.make, running.method = (lambda progress: made), made
+    draw = running.policy.sample
+    monkeypatch.setattr(
+        running.policy,
+        "sample",
+        lambda contexts, n, how, seeds: seen.append(how.max_steps) or draw(contexts, n, how, seeds),
+    )
+    run(running)
+    assert set(seen) == {longest}

@@ -36,7 +36,10 @@ def run(session: Session) -> None:
     stage, settings, position = session.stage, session.settings, session.position
     options = dict(stage.streams["data"].options)
     n = int(options.pop("n"))
+    # A method's budget bounds the user's: both are limits, and the smaller one holds.
+    limit = int(options.pop("max_steps", settings.sampling.max_steps))
     how = replace(settings.sampling, **options)
+    how = replace(how, max_steps=min(how.max_steps, limit))
     size = max(1, settings.batch // n)
     passes = max(update.epochs for update in stage.updates)
     steps = steps_of(stage, len(prompts), settings)
