@@ -46,7 +46,6 @@ SHOWN: dict[str, tuple[Any, str]] = {
     "batch": (3, "batch"),
     "max_length": (64, "max_length"),
     "schedule": ("cosine", "schedule"),
-    "module_lr": (0.1, "module_lr"),
 }
 """Options that the plan shows under a name of its own."""
 
@@ -80,6 +79,25 @@ def test_an_option_stands_in_the_plan(name, base, tiny_llama, tmp_path):
         Silent(),
     )
     assert ready.plan[key] == value
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"judge": "verifier"},
+        {"temperature": 0.5},
+        {"top_p": 0.5},
+        {"top_k": 5},
+        {"module_lr": 0.1},
+        {"patience": 9},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_an_option_that_this_method_would_not_read_is_an_error(options, base, tiny_llama, tmp_path):
+    _, data, _ = base
+    made = config("dpo", tiny_llama, data, tmp_path / "p", **options)
+    with pytest.raises(OptionError, match=f"{next(iter(options))}=.* would have no effect"):
+        prepare(declaration_of("dpo"), made, Silent())
 
 
 def test_memory_options_change_memory_and_not_the_loss(base, tiny_llama):

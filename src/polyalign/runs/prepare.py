@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from polyalign.engine.storage import append_line
-from polyalign.errors import DataError
+from polyalign.errors import DataError, OptionError
 from polyalign.feedback.records import Pair, Prompt, Record, Scored, kind_name
 from polyalign.feedback.table import FeedbackSet
 from polyalign.feedback.turns import EveryTurn
@@ -81,6 +81,29 @@ def _way(kind: type[Record], wanted: type[Record]) -> str:
         else f"convert FILE --to {kind_name(wanted)}"
     )
     return f"Make them: polyalign data {command}; or choose another method:"
+
+
+def refuse_unused(config: TrainConfig, declaration: Declaration, method: Method) -> None:
+    """Raise :class:`OptionError` for an option that this method would not read."""
+    sources = [source for stage in method.stages for source in stage.streams.values()]
+    judged = any(source.kind == "rollouts" for source in sources)
+    samples = judged or any(source.steps for source in sources)
+    modules = any(stage.modules for stage in method.stages)
+    read = {
+        "judge": judged,
+        "temperature": judged,
+        "top_p": samples,
+        "top_k": samples,
+        "module_lr": modules,
+        "patience": config.early_stopping is not None,
+    }
+    for name, used in read.items():
+        if not used and getattr(config, name) != TrainConfig.model_fields[name].default:
+            raise OptionError(
+                f"{name}={getattr(config, name)!r} would have no effect on this run of "
+                f"{declaration.id}.",
+                "Leave it out." if name != "patience" else "Add early_stopping, or leave it out.",
+            )
 
 
 def survey(

@@ -35,6 +35,7 @@ from polyalign.runs.prepare import (
     chosen,
     data_fingerprint,
     read_records,
+    refuse_unused,
     rejecter,
     slots_of,
     survey,
@@ -79,6 +80,7 @@ def prepare(
             "not do.",
             "Choose a method for language models: polyalign methods",
         )
+    refuse_unused(config, declaration, method)
     records, refused, notes = read_records(config.data, declaration, config)
     folder = RunFolder(config.output)
     folder.create()
