@@ -19,8 +19,11 @@ from polyalign.feedback import (
     Steps,
     Votes,
     read,
+    to_trl,
 )
 from polyalign.feedback.payloads import split_common_text
+from polyalign.feedback.store import dump, load
+from polyalign.feedback.units import slots
 
 
 def user(text: str) -> dict[str, str]:
@@ -291,6 +294,24 @@ SHAPES: list[tuple[dict[str, Any], str, type[Any], dict[str, Any]]] = [
         {"prompt": (Q,), "completion": (A,), "label": True},
     ),
     (
+        {"prompt": "2+2=", "chosen": "4", "rejected": "5", "gold": "four", "source": "web"},
+        "TRL preference, plain text, explicit prompt and further answers",
+        Pair,
+        {"chosen": "4", "others": {"gold": "four"}, "meta": {"source": "web"}},
+    ),
+    (
+        {"prompt": [Q], "chosen": [A], "rejected": [B], "source_chosen": [Q, A]},
+        "TRL preference, conversational, explicit prompt and further answers",
+        Pair,
+        {"chosen": (A,), "others": {"source_chosen": (A,)}},
+    ),
+    (
+        {"prompt": "2+2=", "chosen": "4", "rejected": "5", "gold": 0.5},
+        "TRL preference, plain text, explicit prompt",
+        Pair,
+        {"others": {}, "fields": {"gold": 0.5}},
+    ),
+    (
         {"prompt_1": "a", "prompt_2": "b", "completion_1": "A", "completion_2": "B"},
         "Two prompts and two completions (iopo)",
         Quadruple,
@@ -372,3 +393,29 @@ def test_an_implicit_prompt_is_a_shared_beginning_and_leaves_something_to_answer
         assert ours
         assert theirs
         assert not prompt[-1].isspace()
+
+
+def test_a_pairs_further_answers_are_written_and_read_back() -> None:
+    row = {"prompt": "p", "chosen": "a", "rejected": "b", "gold": "g", "source_chosen": "s"}
+    (record,) = read([row])
+    assert load(dump(record)) == record
+    (again,) = read(list(to_trl([record])))
+    assert again == record
+    assert slots(record)["target"] == ("p", "g")
+    assert slots(read([{k: row[k] for k in ("prompt", "chosen", "rejected")}])[0])["target"] == (
+        "p",
+        "a",
+    )
+
+
+def test_a_note_that_bears_the_name_of_an_answer_stays_a_note() -> None:
+    record = Pair(key="k", prompt="p", chosen="a", rejected="b", meta={"gold": "an answer"})
+    (again,) = read(list(to_trl([record])))
+    assert again.others == {}
+    assert again.meta == {"gold": "an answer"}
+
+
+def test_a_further_answer_that_is_no_answer_is_a_bad_row() -> None:
+    good = {"prompt": "p", "chosen": "a", "rejected": "b", "gold": "g"}
+    feedback = read([good, good, {**good, "gold": 3}])
+    assert feedback.rejects[0].field == "gold"

@@ -33,7 +33,11 @@ def scored(values: list[float], key: str = "k") -> Scored:
     return Scored(key=key, prompt="p", completions=texts, scores=tuple(values))
 
 
-@given(scores, st.sampled_from(sorted(set(RULES) - {"correct-incorrect"})), st.integers(0, 9))
+@given(
+    scores,
+    st.sampled_from(sorted(set(RULES) - {"correct-incorrect", "second-worst"})),
+    st.integers(0, 9),
+)
 def test_a_rule_puts_only_better_against_worse(values: list[float], rule: str, seed: int) -> None:
     pairs = RULES[rule](values, random.Random(seed))
     assert all(values[i] > values[j] for i, j in pairs)
@@ -51,6 +55,31 @@ def test_each_rule_makes_its_pairs() -> None:
     right_wrong = RULES["correct-incorrect"]([1.0, 0.0, 1.0, 0.0], rng)
     assert sorted(i for i, _ in right_wrong) == [0, 2]
     assert sorted(j for _, j in right_wrong) == [1, 3]
+
+
+@given(scores, st.integers(0, 9))
+def test_second_worst_leaves_the_best_of_three_as_gold(values: list[float], seed: int) -> None:
+    made = (
+        list(pair([scored(values)], "second-worst", seed=seed))
+        if len(values) > 2 and sorted(values)[-2] > min(values)
+        else []
+    )
+    if not made:
+        assert RULES["second-worst"](values, random.Random(seed)) == []
+        return
+    (only,) = made
+    gold, chosen, rejected = (
+        values[int(str(text).split()[-1])]
+        for text in (only.others["gold"], only.chosen, only.rejected)
+    )
+    assert (gold, chosen, rejected) == (max(values), sorted(values)[-2], min(values))
+    assert len({only.others["gold"], only.chosen, only.rejected}) == 3
+
+
+def test_second_worst_makes_nothing_of_fewer_than_three_different_answers() -> None:
+    twice = Scored(key="k", prompt="p", completions=("a", "a", "b"), scores=(3.0, 2.0, 1.0))
+    with pytest.raises(DataError, match="No pairs come out"):
+        pair([scored([3.0, 1.0]), twice], "second-worst")
 
 
 def test_pairs_keep_scores_and_gap_and_obey_min_gap() -> None:

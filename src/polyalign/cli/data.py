@@ -279,7 +279,10 @@ def pair(
     output: Annotated[Path, typer.Option("--output", "-o", help="A file (.jsonl, .parquet, …).")],
     rule: Annotated[
         str,
-        typer.Option(help="best-worst, best-random, all, adjacent or correct-incorrect."),
+        typer.Option(
+            help="best-worst, best-random, all, adjacent, correct-incorrect, or second-worst (the "
+            "best of three answers or more is kept beside the pair as gold)."
+        ),
     ] = "best-worst",
     min_gap: Annotated[float, typer.Option(help="Least gap of scores that makes a pair.")] = 0.0,
     seed: Annotated[int, typer.Option(help="of random choices")] = 0,

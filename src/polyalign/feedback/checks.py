@@ -139,7 +139,7 @@ def _empty(base: FeedbackSet, make: Findings) -> Iterator[Finding]:
 
 
 def _names(record: Record, places: list[int]) -> str:
-    names = ("chosen", "rejected") if isinstance(record, Pair) else None
+    names = ("chosen", "rejected", *record.others) if isinstance(record, Pair) else None
     return " and ".join(names[i] if names else str(i) for i in places)
 
 
@@ -148,7 +148,10 @@ def _identical(base: FeedbackSet, make: Findings) -> Iterator[Finding]:
     for index, record in enumerate(base):
         if not isinstance(record, (Pair, Scored, Votes)):
             continue
-        texts = [text_of(answer) for answer in answers_of(record)]
+        answers = answers_of(record)
+        if isinstance(record, Pair):
+            answers = answers[:2]  # a gold answer may well be the chosen one
+        texts = [text_of(answer) for answer in answers]
         if len(set(texts)) < len(texts):
             rows.append(index)
     if base.kind is Pair:

@@ -20,6 +20,7 @@ from polyalign.feedback.payloads import (
     user_turn,
 )
 from polyalign.feedback.records import (
+    OTHER_ANSWERS,
     Binary,
     Demonstration,
     Message,
@@ -59,6 +60,25 @@ def _parse_explicit_pair(row: Row) -> Parts:
         "chosen": as_answer(chosen, "chosen", prompt),
         "rejected": as_answer(rejected, "rejected", prompt),
     }
+
+
+def _is_answer(value: object) -> bool:
+    return (isinstance(value, str) and bool(value)) or is_messages(value)
+
+
+def _brings_answers(row: Row) -> bool:
+    """Whether a pair has a further answer (text or messages) under one of their names."""
+    return any(_is_answer(row.get(name)) for name in OTHER_ANSWERS)
+
+
+def _parse_pair_and_others(row: Row) -> Parts:
+    parts = _parse_explicit_pair(row)
+    others = {
+        name: as_answer(as_payload(row[name], name), name, parts["prompt"])
+        for name in OTHER_ANSWERS
+        if row.get(name) is not None
+    }
+    return {**parts, "others": others} if others else parts
 
 
 def _implicit_turns(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> Parts:
@@ -226,6 +246,14 @@ TRL = (
         lambda row: has(row, "chosen", "rejected") and is_transcript(row.get("prompt")),
         _parse_transcript_prompt_pair,
         _columns("prompt", "chosen", "rejected"),
+    ),
+    Format(
+        "TRL preference, explicit prompt and further answers",
+        Pair,
+        "prompt, chosen, rejected, gold | source_chosen",
+        lambda row: has(row, "prompt", "chosen", "rejected") and _brings_answers(row),
+        _parse_pair_and_others,
+        _columns("prompt", "chosen", "rejected", *OTHER_ANSWERS),
     ),
     Format(
         "TRL preference, explicit prompt",

@@ -81,14 +81,28 @@ def correct_incorrect(scores: Sequence[float], rng: random.Random) -> list[tuple
     return list(zip(right, wrong, strict=False))
 
 
+def second_worst(scores: Sequence[float], rng: random.Random) -> list[tuple[int, int]]:
+    """The second best of at least three answers against the worst; the best is kept as gold."""
+    order = list(range(len(scores)))
+    rng.shuffle(order)
+    order.sort(key=lambda i: -scores[i])
+    if len(order) < 3 or scores[order[1]] == scores[order[-1]]:
+        return []
+    return [(order[1], order[-1])]
+
+
 RULES: dict[str, Rule] = {
     "best-worst": best_worst,
     "best-random": best_random,
     "all": every,
     "adjacent": adjacent,
     "correct-incorrect": correct_incorrect,
+    "second-worst": second_worst,
 }
 """Pairing rules by name."""
+
+KEEPS_GOLD = frozenset({"second-worst"})
+"""Rules whose pairs bring the best of the answers left over as ``gold``."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +121,12 @@ class Paired:
             gap = scores[i] - scores[j]
             if gap < self.min_gap or text_of(completions[i]) == text_of(completions[j]):
                 continue
+            others = {}
+            if self.rule in KEEPS_GOLD:
+                best = max((k for k in range(len(scores)) if k != i), key=scores.__getitem__)
+                others = {"gold": completions[best]}
+                if text_of(completions[best]) in (text_of(completions[i]), text_of(completions[j])):
+                    continue
             pairs.append(
                 Pair(
                     key=f"{record.key}-{i}-{j}",
@@ -121,6 +141,7 @@ class Paired:
                     prompt=record.prompt,
                     chosen=completions[i],
                     rejected=completions[j],
+                    others=others,
                 )
             )
         return pairs

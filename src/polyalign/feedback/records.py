@@ -53,11 +53,15 @@ class Demonstration(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair(Record):
-    """Two answers to one prompt, the first preferred (TRL: preference)."""
+    """Two answers to one prompt, the first preferred (TRL: preference).
+
+    ``others`` holds further answers to it by the role they play, see :data:`OTHER_ANSWERS`.
+    """
 
     prompt: Payload
     chosen: Payload
     rejected: Payload
+    others: Mapping[str, Payload] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +115,12 @@ class Steps(Record):
     steps: tuple[Payload, ...]
     labels: tuple[bool, ...]
 
+
+OTHER_ANSWERS = {
+    "gold": "an answer to imitate, better than the chosen one",
+    "source_chosen": "the best answer of another model, beside the chosen one of the own",
+}
+"""What a pair may bring beside its two answers: columns of files, and roles of units."""
 
 KINDS: dict[str, type[Record]] = {
     "prompts": Prompt,

@@ -52,8 +52,8 @@ def wilson(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float,
 def answers_of(record: Record) -> list[Payload]:
     """All the answers of a record, in its order."""
     match record:
-        case Pair(chosen=chosen, rejected=rejected):
-            return [chosen, rejected]
+        case Pair(chosen=chosen, rejected=rejected, others=others):
+            return [chosen, rejected, *others.values()]
         case Demonstration(completion=completion) | Binary(completion=completion):
             return [completion]
         case Scored(completions=many) | Votes(completions=many) | Quadruple(completions=many):

@@ -36,8 +36,8 @@ def slots_of(record: Record) -> list[Slot]:
     match record:
         case Prompt(prompt=prompt):
             return [(prompt, None)]
-        case Pair(prompt=prompt, chosen=chosen, rejected=rejected):
-            return [(prompt, chosen), (prompt, rejected)]
+        case Pair(prompt=prompt, chosen=chosen, rejected=rejected, others=others):
+            return [(prompt, answer) for answer in (chosen, rejected, *others.values())]
         case (
             Demonstration(prompt=prompt, completion=answer)
             | Binary(prompt=prompt, completion=answer)

@@ -1,10 +1,12 @@
 """From records to units: which payloads play which role, and how they become a batch.
 
 Roles by kind of feedback: a demonstration is ``own``, ``target`` and ``chosen``; a pair has
-``chosen``, ``rejected`` and ``target`` (the chosen answer); binary feedback has ``own``,
+``chosen``, ``rejected``, ``target`` (the gold answer where there is one, else the chosen one), and
+what else it brings (``gold``, ``source_chosen``); binary feedback has ``own``,
 field ``label`` and ``mismatched`` (another example's answer under this prompt); scored answers
-have ``own`` ([U] for one answer, [U, K] for several) and field ``reward``; a quadruple has
-``own_ij``, answer j under prompt i.
+have ``own`` ([U] for one answer, [U, K] for several), ``answers`` (always a list), field ``reward``
+and a field for each aspect, and, where they are two of different score, ``chosen`` and
+``rejected``; a quadruple has ``own_ij``, answer j under prompt i.
 """
 
 from __future__ import annotations
@@ -96,17 +98,25 @@ def slots(record: Record) -> dict[str, Slot | Members]:
             slot = (record.prompt, record.completion)
             return {"own": slot, "target": slot, "chosen": slot}
         case Pair():
-            chosen = (record.prompt, record.chosen)
+            target = record.others.get("gold", record.chosen)
             return {
-                "chosen": chosen,
+                "chosen": (record.prompt, record.chosen),
                 "rejected": (record.prompt, record.rejected),
-                "target": chosen,
+                "target": (record.prompt, target),
+                **{role: (record.prompt, answer) for role, answer in record.others.items()},
             }
         case Binary():
             return {"own": (record.prompt, record.completion)}
         case Scored():
             own = Members((record.prompt, completion) for completion in record.completions)
-            return {"own": own[0] if len(own) == 1 else own}
+            roles: dict[str, Slot | Members] = {
+                "own": own[0] if len(own) == 1 else own,
+                "answers": own,
+            }
+            if len(own) == 2 and record.scores[0] != record.scores[1]:
+                best = int(record.scores[1] > record.scores[0])
+                roles |= {"chosen": own[best], "rejected": own[1 - best]}
+            return roles
         case Quadruple():
             return {
                 f"own_{i + 1}{j + 1}": (record.prompts[i], record.completions[j])
@@ -123,8 +133,25 @@ def fields_of(record: Record) -> dict[str, float | tuple[float, ...]]:
     if isinstance(record, Binary):
         fields["label"] = float(record.label)
     if isinstance(record, Scored):
-        fields["reward"] = record.scores[0] if len(record.scores) == 1 else record.scores
+        for name, values in {**record.aspects, "reward": record.scores}.items():
+            fields[name] = values[0] if len(values) == 1 else values
     return fields
+
+
+def fault(record: Record, needs: Needs) -> str | None:
+    """Why nothing can be learnt from an example under these needs; None where it can.
+
+    A list to compare needs two answers, and numbers must lie within their bounds.
+    """
+    if "answers" in needs.roles and isinstance(record, Scored) and len(record.completions) < 2:
+        return "it has one answer, and the method compares several to one prompt"
+    numbers = fields_of(record)
+    for name, least, most in sorted(needs.bounds):
+        given = numbers.get(name, ())
+        for value in given if isinstance(given, tuple) else (given,):
+            if not least <= value <= most:
+                return f"its {name} {value:g} lies outside [{least:g}, {most:g}]"
+    return None
 
 
 def make_units(
@@ -139,6 +166,12 @@ def make_units(
     units = []
     for index in indices:
         record = records[index]
+        reason = fault(record, needs)
+        if reason is not None:
+            raise DataError(
+                f"Example {record.key} cannot be learnt from: {reason}.",
+                "Mend the example or leave it out.",
+            )
         available = slots(record)
         if "mismatched" in wanted and isinstance(record, Binary):
             other = partner(records, index, *parts)  # type: ignore[arg-type]

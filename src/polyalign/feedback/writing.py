@@ -18,6 +18,7 @@ from polyalign.errors import DataError
 from polyalign.feedback.payloads import is_conversation, plain, spelled
 from polyalign.feedback.readers import ending
 from polyalign.feedback.records import (
+    OTHER_ANSWERS,
     Binary,
     Demonstration,
     Pair,
@@ -54,11 +55,12 @@ def content_row(record: Record) -> dict[str, Any]:
             return {"text": as_column(completion)}
         case Demonstration(prompt=prompt, completion=completion):
             return {"prompt": as_column(prompt), "completion": as_column(completion)}
-        case Pair(prompt=prompt, chosen=chosen, rejected=rejected):
+        case Pair(prompt=prompt, chosen=chosen, rejected=rejected, others=others):
             return {
                 "prompt": as_column(prompt),
                 "chosen": as_column(chosen),
                 "rejected": as_column(rejected),
+                **{role: as_column(answer) for role, answer in others.items()},
             }
         case Binary(prompt=prompt, completion=completion, label=label):
             return {
@@ -117,7 +119,7 @@ RESERVED = frozenset(
         *("id", "key", "weight", "fields", "meta", "prompt", "chosen", "rejected", "completion"),
         *("completions", "responses", "text", "messages", "conversations", "label", "kto_tag"),
         *("labels", "steps", "annotations", "pairwise", "scores", "ranks", "rewards", "aspects"),
-        *("reward", "score", "winner", "instruction", "image", "images"),
+        *("reward", "score", "winner", "instruction", "image", "images", *OTHER_ANSWERS),
     }
 )
 """Column names that change what a row is taken for."""
