@@ -12,6 +12,7 @@ from typing import Protocol
 import torch.nn.functional as F
 from torch import Tensor
 
+from polyalign.objectives.numbers import bounded_exp
 from polyalign.types import Needs, Scores, needs
 
 
@@ -64,6 +65,27 @@ class Hinge:
 
     def __call__(self, z: Tensor, scores: Scores) -> Tensor:
         return F.relu(self.at - z)
+
+
+@dataclass(frozen=True)
+class LogRatioModulated:
+    """``(1 - m) log(1 + exp(-z)) + m exp(-z)``, ``m = sigmoid(z / tau)``: logistic below zero,
+    exponential above.
+
+    Not convex: for small tau it rises around zero, between a local minimum and a local maximum.
+    Source: Lu et al. 2024, arXiv 2406.08414 (LRML).
+    """
+
+    tau: float
+
+    @property
+    def needs(self) -> Needs:
+        return Needs()
+
+    def __call__(self, z: Tensor, scores: Scores) -> Tensor:
+        u = z / self.tau
+        # One exponent: exp(-z) alone overflows where its weight m is zero.
+        return (-u).sigmoid() * F.softplus(-z) + bounded_exp(F.logsigmoid(u) - z)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from polyalign.objectives.rewards import sequential_kl
@@ -47,6 +48,57 @@ class Field:
 
     def __call__(self, chosen: Scores, rejected: Scores) -> Tensor:
         return self.scale * chosen.fields[self.name].to(chosen.logp.dtype)
+
+
+@dataclass(frozen=True)
+class LengthGap:
+    """``scale * (|chosen| - |rejected|)`` in steps: above 0, longer answers have to win by more."""
+
+    scale: float
+
+    @property
+    def needs(self) -> Needs:
+        return Needs()
+
+    def __call__(self, chosen: Scores, rejected: Scores) -> Tensor:
+        return self.scale * (chosen.lengths - rejected.lengths)
+
+
+@dataclass(frozen=True)
+class ChosenShortfall:
+    """``scale * max(0, log ref(chosen) - log pi(chosen))``: what the chosen answer has lost.
+
+    At the kink (policy = reference) it has no gradient.
+    Source: Pal et al. 2024, arXiv 2402.13228, equation 3.
+    """
+
+    scale: float
+
+    @property
+    def needs(self) -> Needs:
+        return needs(references=["ref"])
+
+    def __call__(self, chosen: Scores, rejected: Scores) -> Tensor:
+        return self.scale * F.relu(-chosen.sum(chosen.log_ratio()))
+
+
+@dataclass(frozen=True)
+class SoftReferenceGap:
+    """``scale * log(1 + exp(K))``, K the reference's own gap of mean log-probabilities.
+
+    About ``scale * K`` where the reference already prefers the chosen answer, about 0 where it does
+    not. Source: Jang et al. 2024, arXiv 2409.17545.
+    """
+
+    scale: float
+
+    @property
+    def needs(self) -> Needs:
+        return needs(references=["ref"])
+
+    def __call__(self, chosen: Scores, rejected: Scores) -> Tensor:
+        gap = chosen.mean(chosen.refs["ref"]) - rejected.mean(rejected.refs["ref"])
+        return self.scale * F.softplus(gap)
 
 
 @dataclass(frozen=True)

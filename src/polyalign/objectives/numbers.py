@@ -46,7 +46,8 @@ def k3(log_ratio: Tensor) -> Tensor:
 
     Unbiased when the steps are the policy's own samples; zero exactly where r is.
     """
-    return bounded_exp(log_ratio) - log_ratio - 1.0
+    # exp(r) - 1 - r would lose its digits, and its sign, near zero.
+    return torch.expm1(log_ratio.clamp(max=60.0)) - log_ratio
 
 
 def tanh_log_derivative(u: Tensor) -> Tensor:

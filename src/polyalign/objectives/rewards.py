@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from polyalign.objectives.numbers import log_odds
@@ -73,6 +74,28 @@ class MeanLogRatio:
 
     def __call__(self, own: Scores, other: Scores) -> Tensor:
         return own.mean(own.log_ratio(self.reference))
+
+
+@dataclass(frozen=True)
+class DiscountedLogRatio:
+    """The summed log-ratio, with what lies beyond the shorter answer's length times ``beyond``.
+
+    ``sum_{t <= n} h_t + beyond * sum_{t > n} h_t``, ``n = min(|y|, |y'|)`` steps of the pair: only
+    the longer answer has a part beyond. Source: Liu et al. 2024, arXiv 2409.06411.
+    """
+
+    beyond: float
+    reference: str = "ref"
+
+    @property
+    def needs(self) -> Needs:
+        return needs(references=[self.reference])
+
+    def __call__(self, own: Scores, other: Scores) -> Tensor:
+        shared = torch.minimum(own.lengths, other.lengths).unsqueeze(-1)
+        ratio = own.log_ratio(self.reference)
+        past = own.mask.cumsum(-1) > shared
+        return own.sum(torch.where(past, self.beyond * ratio, ratio))
 
 
 @dataclass(frozen=True)
