@@ -140,7 +140,10 @@ class Batch:
             tuple(self.keys[int(i)] for i in units) if self.keys else (),
             None if self.old is None else self.old[used, :t],
             {name: value[used, :t] for name, value in self.refs.items()},
-            {name: value[used] for name, value in self.draws.items()},
+            {
+                name: value[used, :t] if value.dim() > 1 else value[used]
+                for name, value in self.draws.items()
+            },
         )
 
 
@@ -173,8 +176,9 @@ class Scores:
     [U, K, T].
 
     ``logp`` carries gradient; ``refs[name]``, ``old`` and ``fields`` do not; ``signals[name]``
-    holds exactly what was asked for ([N, T], [N] or [N, ...]). ``valid`` is False for the
-    missing members of a list role. ``weight`` [U] and ``fields`` are the units' in every view.
+    holds exactly what was asked for ([N, T], [N] or [N, ...]); ``draws[name]`` [N, T] are uniform
+    random numbers. ``valid`` is False for the missing members of a list role.
+    ``weight`` [U] and ``fields`` are the units' in every view.
     """
 
     logp: Tensor
@@ -188,6 +192,7 @@ class Scores:
     modules: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     segment: Tensor | None = None
     valid: Tensor | None = None
+    draws: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __getitem__(self, role: str) -> Scores:
         index = self.roles[role]
@@ -208,6 +213,7 @@ class Scores:
             signals={name: gather(x) for name, x in self.signals.items()},
             segment=None if self.segment is None else gather(self.segment),
             valid=valid,
+            draws={name: gather(x) for name, x in self.draws.items()},
         )
 
     @property
@@ -272,7 +278,8 @@ class Needs:
     ``|``.
 
     ``roles`` are scored with gradient; ``statistics`` roles are scored without, for
-    ``before`` only. ``references`` are names whose log-probabilities are read; ``signals`` come
+    ``before`` only. ``draws`` names independent random numbers, uniform in [0, 1), one a step.
+    ``references`` are names whose log-probabilities are read; ``signals`` come
     from :data:`SIGNALS` or are module names; ``fields`` are the units' numbers.
     """
 
@@ -282,6 +289,7 @@ class Needs:
     fields: frozenset[str] = frozenset()
     modules: frozenset[str] = frozenset()
     statistics: frozenset[str] = frozenset()
+    draws: frozenset[str] = frozenset()
     old: bool = False
     couples: Coupling = "unit"
 
@@ -294,6 +302,7 @@ class Needs:
             self.fields | other.fields,
             self.modules | other.modules,
             self.statistics | other.statistics,
+            self.draws | other.draws,
             self.old or other.old,
             max(self.couples, other.couples, key=order.index),
         )
@@ -306,6 +315,7 @@ def needs(
     fields: Iterable[str] = (),
     modules: Iterable[str] = (),
     statistics: Iterable[str] = (),
+    draws: Iterable[str] = (),
     old: bool = False,
     couples: Coupling = "unit",
 ) -> Needs:
@@ -321,6 +331,7 @@ def needs(
         frozenset(fields),
         frozenset(modules),
         frozenset(statistics),
+        frozenset(draws),
         old,
         couples,
     )

@@ -97,7 +97,18 @@ def scores(cast: Cast, batch: Batch, needs: Needs, trains: Sequence[str], grad: 
         fields={name: value.to(device, scored.logp.dtype) for name, value in batch.fields.items()},
         modules=cast.modules,
         segment=None if batch.rows.segment is None else batch.rows.segment.to(device),
+        draws={name: value.to(device) for name, value in _drawn(batch, needs).items()},
     )
+
+
+def _drawn(batch: Batch, needs: Needs) -> dict[str, Tensor]:
+    """The random numbers that an objective reads; raises :class:`NeedsError` where none are."""
+    for name in needs.draws - set(batch.draws):
+        raise NeedsError(
+            f"The objective needs random numbers ('{name}'), which this loop does not draw.",
+            "Train it on given feedback.",
+        )
+    return {name: batch.draws[name] for name in sorted(needs.draws)}
 
 
 def blank(cast: Cast, batch: Batch, needs: Needs) -> Scores:
@@ -115,6 +126,7 @@ def blank(cast: Cast, batch: Batch, needs: Needs) -> Scores:
         fields={name: value.to(torch.float64) for name, value in batch.fields.items()},
         modules=cast.modules,
         segment=batch.rows.segment,
+        draws=_drawn(batch, needs),
     )
 
 
@@ -187,6 +199,7 @@ def concatenate(parts: Sequence[Scores]) -> Scores:
         signals={name: join([part.signals[name] for part in parts]) for name in first.signals},
         fields={name: join_units([part.fields[name] for part in parts]) for name in first.fields},
         segment=None if first.segment is None else join([_some(part.segment) for part in parts]),
+        draws={name: join([part.draws[name] for part in parts]) for name in first.draws},
     )
 
 

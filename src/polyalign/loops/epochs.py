@@ -8,6 +8,7 @@ from typing import Any
 
 from polyalign.engine import processes
 from polyalign.errors import DataError
+from polyalign.feedback.draws import draw
 from polyalign.feedback.records import Record
 from polyalign.feedback.store import dump, load
 from polyalign.feedback.units import Unit, assemble, make_units, order
@@ -27,7 +28,8 @@ def run(session: Session) -> None:
     whole: Batch | None = None
     while position["stage_step"] < steps:
         epoch, place = divmod(position["stage_step"], batches)
-        if whole is None or batches > 1 or "mismatched" in needs.statistics | needs.roles:
+        anew = bool(needs.draws) or "mismatched" in needs.statistics | needs.roles
+        if whole is None or batches > 1 or anew:
             whole = _batch(session, records, needs, epoch, place)
         row: dict[str, Any] = dict(session.train(session.with_references(whole), steps))
         finish(session, row, evaluate, epoch=position["stage_step"] / batches, steps=steps)
@@ -72,9 +74,8 @@ def evaluate(session: Session) -> dict[str, float]:
     """The objective's loss and metrics over the evaluation records, as one weighted mean."""
     needs = stage_needs(session)
     records = session.eval_records
-    batch = assemble(
-        _share(records, list(range(len(records))), needs, 0, "eval"), session.policy.encode
-    )
+    units = _share(records, list(range(len(records))), needs, 0, "eval")
+    batch = draw(assemble(units, session.policy.encode), needs, 0, "eval")
     update = next(u for u in session.stage.updates if "policy" in u.trains)
     index = session.stage.updates.index(update)
     report = session.engine.evaluate(update, batch, session.states[index])
@@ -123,7 +124,7 @@ def _batch(
     )
     indices = shuffled[place * settings.batch : (place + 1) * settings.batch]
     units = _share(records, indices, needs, settings.seed, epoch)
-    return assemble(units, session.policy.encode)
+    return draw(assemble(units, session.policy.encode), needs, settings.seed, epoch)
 
 
 def _share(

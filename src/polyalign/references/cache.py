@@ -6,32 +6,14 @@ known by a hash of its context, steps and mask. Moving references must not use i
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
+from polyalign.feedback.draws import identities, length
 from polyalign.protocols import Policy
-from polyalign.types import Batch, Rows
-
-
-def identities(rows: Rows) -> list[str]:
-    """A hash of each row's context, steps and mask, independent of padding."""
-    contexts = [hashlib.sha1(repr(_plain(context)).encode()).digest() for context in rows.contexts]
-    out = []
-    for i in range(len(rows)):
-        used = rows.mask[i].nonzero()
-        t = int(used.max()) + 1 if len(used) else 0
-        digest = hashlib.sha1(contexts[int(rows.context[i])])
-        digest.update(rows.steps[i, :t].cpu().numpy().tobytes())
-        digest.update(rows.mask[i, :t].cpu().numpy().tobytes())
-        out.append(digest.hexdigest())
-    return out
-
-
-def _plain(context: object) -> object:
-    return context.tolist() if isinstance(context, Tensor) else context
+from polyalign.types import Batch
 
 
 class Cache:
@@ -58,7 +40,7 @@ class Cache:
                     logp = self.reference.score(part.rows, frozenset(), part.draws).logp.cpu()
                 for i, name in enumerate(identities(part.rows)):
                     if name not in self.rows:
-                        new[name] = self.rows[name] = logp[i][: _length(part.rows, i)].clone()
+                        new[name] = self.rows[name] = logp[i][: length(part.rows, i)].clone()
         first = self.rows[names[0]]
         out = torch.zeros(batch.rows.mask.shape, dtype=first.dtype)
         for i, name in enumerate(names):
