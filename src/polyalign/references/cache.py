@@ -51,8 +51,3 @@ class Cache:
     def restore(self, rows: Mapping[str, Tensor]) -> None:
         """Take rows that an earlier process computed."""
         self.rows.update(rows)
-
-
-def _length(rows: Rows, i: int) -> int:
-    used = rows.mask[i].nonzero()
-    return int(used.max()) + 1 if len(used) else 0
