@@ -1,7 +1,8 @@
 """From arrays in the cards' notation to scores, for the numeric entry point.
 
-Each role has a suffix: chosen ``_w``, rejected ``_l``, target ``_t``, own none, mismatched ``K``,
-a quadruple's ``_11`` … ``_22``. A side is given summed (``lp_w`` [B], with ``n_w`` [B] where means
+Each role has a suffix: chosen ``_w``, rejected ``_l``, target ``_t``, gold ``_g``, another model's
+best ``_s`` (beside which the chosen one is ``_t``), own none, mismatched ``K``, a quadruple's
+``_11`` … ``_22``. A side is given summed (``lp_w`` [B], with ``n_w`` [B] where means
 count), by step (``logp_w`` [B, T], ``mask_w``) or by its whole law (``logits_w`` [B, T, V],
 ``tokens_w`` [B, T]).
 """
@@ -23,6 +24,8 @@ SUFFIX = {
     "chosen": "_w",
     "rejected": "_l",
     "target": "_t",
+    "gold": "_g",
+    "source_chosen": "_s",
     "own": "",
     "mismatched": "K",
     "own_11": "_11",
@@ -116,13 +119,20 @@ class Side:
     old: Tensor | None = None
     signals: dict[str, Tensor] = field(default_factory=dict)
     counted: bool = True
+    summed: bool = False
 
 
 def read_side(
-    reader: Reader, s: str, needs: Needs, *, empty: bool = False, length: int = 1
+    reader: Reader,
+    s: str,
+    needs: Needs,
+    *,
+    empty: bool = False,
+    length: int = 1,
+    even: bool = True,
 ) -> Side:
     """Read one side by its suffix; ``length`` stands for missing lengths, ``empty`` allows length
-    0.
+    0. Sums are spread over the steps ``even``-ly, or else growing from step to step.
     """
     summed, ratio = reader.find(f"lp{s}"), reader.find(f"r{s}") if s[:1] == "_" else None
     steps, logits = reader.find(f"logp{s}"), reader.find(f"logits{s}")
@@ -142,7 +152,7 @@ def read_side(
     elif steps is not None:
         side = _from_steps(reader, s, steps, needs)
     else:
-        side = _from_sums(reader, s, given[0], needs, length)
+        side = _from_sums(reader, s, given[0], needs, length, even)
     if not empty and not bool(side.mask.any(-1).all()):
         row = int((~side.mask.any(-1)).nonzero()[0, 0])
         raise NumericsError(
@@ -152,7 +162,7 @@ def read_side(
     return side
 
 
-def _from_sums(reader: Reader, s: str, name: str, needs: Needs, length: int) -> Side:
+def _from_sums(reader: Reader, s: str, name: str, needs: Needs, length: int, even: bool) -> Side:
     lp = reader.leaf(name)
     if lp.dim() != 1:
         raise NumericsError(
@@ -171,12 +181,15 @@ def _from_sums(reader: Reader, s: str, name: str, needs: Needs, length: int) -> 
             f"Example {row} has length {counts[row]:g} in 'n{s}'.",
             "Lengths are whole numbers of at least 1: completions must not be empty.",
         )
-    mask = torch.arange(int(counts.max())) < counts.unsqueeze(-1)
+    place = torch.arange(int(counts.max()), dtype=torch.float64)
+    mask = place < counts.unsqueeze(-1)
+    share = mask.double() if even else mask * (1.0 + place)
+    share = share / share.sum(-1, keepdim=True)
 
     def spread(x: Tensor) -> Tensor:
-        return torch.where(mask, (x / counts).unsqueeze(-1), 0.0)
+        return x.unsqueeze(-1) * share
 
-    side = Side(spread(lp), mask, counted=n is not None)
+    side = Side(spread(lp), mask, counted=n is not None, summed=True)
     reference = torch.zeros_like(lp) if name == f"r{s}" else reader.find(f"rf{s}")
     if reference is not None:
         reader.shape(f"rf{s}", reference, (size,))

@@ -56,30 +56,47 @@ class Numeric:
         arrays of the wrong shape, numbers that are not finite, and empty completions.
         """
         given = {**(arrays or {}), **more}
-        result, counted = self._run(given, 1)
-        if not counted:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", PolyalignWarning)
-                other = self._run(given, 2)[0].value
-            if abs(other - result.value) > 1e-9 * (1.0 + abs(result.value)):
-                raise OptionError(
-                    f"{self.id} averages over steps, so sums of log-probabilities need lengths.",
-                    "Give n_w and n_l (n for single completions), or log-probabilities by step.",
-                )
+        result, counted, summed = self._run(given)
+        if not counted and self._differs(result, given, lengths=True):
+            raise OptionError(
+                f"{self.id} depends on the completions' lengths, so sums of log-probabilities need "
+                "lengths.",
+                "Give n_w and n_l (n for single completions), or log-probabilities by step.",
+            )
+        if summed and self._differs(result, given, even=False):
+            raise OptionError(
+                f"{self.id} looks at single steps, which sums of log-probabilities do not say.",
+                "Give logp_w and ref_w [B, T] by step (and so on), with mask_w.",
+            )
         return result
 
-    def _run(self, given: Mapping[str, Any], length: int) -> tuple[Result, bool]:
+    def _differs(self, result: Result, given: Mapping[str, Any], **how: bool) -> bool:
+        """Whether the value is another under other guesses about what was not given."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PolyalignWarning)
+            other = self._run(given, **how)[0].value
+        return abs(other - result.value) > 1e-9 * (1.0 + abs(result.value))
+
+    def _run(
+        self, given: Mapping[str, Any], *, lengths: bool = False, even: bool = True
+    ) -> tuple[Result, bool, bool]:
+        """The result, whether all lengths were given, and whether any side was given summed.
+
+        Lengths that were not given are 1, or with ``lengths`` others, different for each side.
+        """
         reader = Reader(self.id, given)
         losses: list[Loss] = []
         metrics: dict[str, float] = {}
-        counted = True
+        counted, summed = True, False
         if is_transitions(self.updates):
             losses, weight = transition_losses(reader, self.updates)
         else:
             total = Needs()
             for update in self.updates:
                 total = total | update.objective.needs
-            scores, counted = self._scores(reader, total, length)
+            scores, sides = self._scores(reader, total, lengths, even)
+            counted = all(side.counted for side in sides.values())
+            summed = any(side.summed for side in sides.values())
             for update in self.updates:
                 _refuse(self.id, update.objective, scores)
                 losses.append(_evaluate(update.objective, scores))
@@ -95,17 +112,23 @@ class Numeric:
         )
         for loss in losses:
             metrics |= {name: float(mean(term)) for name, term in loss.metrics.items()}
-        return Result(
-            float(value.detach()),
-            _per_unit([term for loss in losses for term in loss.terms], weight),
-            {
-                name: np.zeros(leaf.shape) if g is None else g.numpy()
-                for name, leaf, g in zip(names, leaves, found, strict=True)
-            },
-            metrics,
-        ), counted
+        return (
+            Result(
+                float(value.detach()),
+                _per_unit([term for loss in losses for term in loss.terms], weight),
+                {
+                    name: np.zeros(leaf.shape) if g is None else g.numpy()
+                    for name, leaf, g in zip(names, leaves, found, strict=True)
+                },
+                metrics,
+            ),
+            counted,
+            summed,
+        )
 
-    def _scores(self, reader: Reader, needs: Needs, length: int) -> tuple[Scores, bool]:
+    def _scores(
+        self, reader: Reader, needs: Needs, lengths: bool, even: bool
+    ) -> tuple[Scores, dict[str, Side]]:
         empty = needs.old
         sides: dict[str, Side] = {}
         wanted = sorted(needs.roles | needs.statistics)
@@ -116,7 +139,10 @@ class Numeric:
                 if not named and "chosen" in wanted:
                     continue  # the chosen answer is the target, below
                 suffix = "_t" if named else ""
-            sides[role] = read_side(reader, suffix, needs, empty=empty, length=length)
+            if role == "chosen" and "source_chosen" in wanted:
+                suffix = "_t"
+            length = 2 + len(sides) if lengths else 1
+            sides[role] = read_side(reader, suffix, needs, empty=empty, length=length, even=even)
         if "own" in sides:
             read_own(reader, sides["own"], needs)
         _sizes(self.id, self.updates, sides)
@@ -130,7 +156,7 @@ class Numeric:
         if "target" in wanted and "target" not in sides:
             scores = replace(scores, roles={**scores.roles, "target": scores.roles["chosen"]})
         _warn(self.id, needs, scores, sides)
-        return scores, all(side.counted for side in sides.values())
+        return scores, sides
 
     def _fields(
         self, reader: Reader, needs: Needs, sides: Mapping[str, Side], units: int
@@ -187,16 +213,19 @@ def objective(id: str, update: str | None = None, **hyper: Any) -> Numeric:
     ``id`` and ``hyper`` are as for training. Arrays go by name, as a mapping or as keywords:
 
     - pairs: ``lp_w``, ``lp_l`` [B] summed over steps, ``rf_w``, ``rf_l`` [B] of the reference,
-    ``n_w``,
-      ``n_l`` [B] lengths (where the method averages); or by step ``logp_w`` [B, T], ``ref_w``,
+      ``n_w``, ``n_l`` [B] lengths (where they matter); or by step ``logp_w`` [B, T], ``ref_w``,
       ``mask_w`` and so on; or ``logits_w`` [B, T, V], ``ref_logits_w``, ``tokens_w``, ``mask_w``;
+    - triple-po: also ``lp_g``, ``n_g`` [B] of the gold answer;
+    - wrpo: ``lp_s``, ``lp_t``, ``lp_l`` [B] (and ``rf_s`` …) of the source's best, the policy's own
+      best and its worst;
     - kto: ``lp``, ``rf``, ``lpK``, ``rfK`` [B], ``label`` [B]; slic: also ``lp_t``;
     - tdpo: also ``D_w``, ``D_l`` [B] (or the logits); aot: two sets may differ in size;
     - iopo: ``lp_11`` … ``lp_22`` with ``rf_11`` …, or the log-ratios ``r_11`` … ``r_22`` [B];
-    - oreo: ``logp``, ``ref``, ``mask``, ``value``, ``kl`` [B, T], ``reward`` [B], ``segment`` [B,
-    T]; - grpo: ``logp``, ``old``, ``ref``, ``mask`` [B, T] and ``rewards`` [groups, G] or
-    ``advantage``; - sac: ``log_pi``, ``log_pi_next`` [B], ``q``, ``q_pi``, ``q_next`` [J, B],
-    ``reward``,
+    - oreo: ``logp``, ``ref``, ``mask``, ``value``, ``kl`` [B, T], ``reward`` [B],
+      ``segment`` [B, T];
+    - grpo: ``logp``, ``old``, ``ref``, ``mask`` [B, T] and ``rewards`` [groups, G] or
+      ``advantage``;
+    - sac: ``log_pi``, ``log_pi_next`` [B], ``q``, ``q_pi``, ``q_next`` [J, B], ``reward``,
       ``terminated`` [B], ``log_alpha``; with a last axis of actions, the discrete form;
     - sft: ``logp``, ``mask`` [B, T], or ``lp``, ``n`` [B].
 
