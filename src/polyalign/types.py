@@ -280,7 +280,8 @@ class Needs:
     ``roles`` are scored with gradient; ``statistics`` roles are scored without, for
     ``before`` only. ``draws`` names independent random numbers, uniform in [0, 1), one a step.
     ``references`` are names whose log-probabilities are read; ``signals`` come
-    from :data:`SIGNALS` or are module names; ``fields`` are the units' numbers.
+    from :data:`SIGNALS` or are module names; ``fields`` are the units' numbers, and ``bounds`` says
+    of some of them (name, least, most): an example outside is refused.
     """
 
     roles: frozenset[str] = frozenset()
@@ -292,6 +293,7 @@ class Needs:
     draws: frozenset[str] = frozenset()
     old: bool = False
     couples: Coupling = "unit"
+    bounds: frozenset[tuple[str, float, float]] = frozenset()
 
     def __or__(self, other: Needs) -> Needs:
         order = ("unit", "statistics", "batch")
@@ -305,6 +307,7 @@ class Needs:
             self.draws | other.draws,
             self.old or other.old,
             max(self.couples, other.couples, key=order.index),
+            self.bounds | other.bounds,
         )
 
 
@@ -318,6 +321,7 @@ def needs(
     draws: Iterable[str] = (),
     old: bool = False,
     couples: Coupling = "unit",
+    bounds: Iterable[tuple[str, float, float]] = (),
 ) -> Needs:
     """Spell :class:`Needs` without the frozensets.
 
@@ -334,6 +338,7 @@ def needs(
         frozenset(draws),
         old,
         couples,
+        frozenset(bounds),
     )
 
 

@@ -5,8 +5,7 @@ Roles by kind of feedback: a demonstration is ``own``, ``target`` and ``chosen``
 what else it brings (``gold``, ``source_chosen``); binary feedback has ``own``,
 field ``label`` and ``mismatched`` (another example's answer under this prompt); scored answers
 have ``own`` ([U] for one answer, [U, K] for several), ``answers`` (always a list), field ``reward``
-and a field for each aspect, and, where they are two of different score, ``chosen`` and
-``rejected``; a quadruple has ``own_ij``, answer j under prompt i.
+and a field for each aspect; a quadruple has ``own_ij``, answer j under prompt i.
 """
 
 from __future__ import annotations
@@ -109,14 +108,7 @@ def slots(record: Record) -> dict[str, Slot | Members]:
             return {"own": (record.prompt, record.completion)}
         case Scored():
             own = Members((record.prompt, completion) for completion in record.completions)
-            roles: dict[str, Slot | Members] = {
-                "own": own[0] if len(own) == 1 else own,
-                "answers": own,
-            }
-            if len(own) == 2 and record.scores[0] != record.scores[1]:
-                best = int(record.scores[1] > record.scores[0])
-                roles |= {"chosen": own[best], "rejected": own[1 - best]}
-            return roles
+            return {"own": own[0] if len(own) == 1 else own, "answers": own}
         case Quadruple():
             return {
                 f"own_{i + 1}{j + 1}": (record.prompts[i], record.completions[j])
