@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import inspect
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_type_hints
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from polyalign.errors import OptionError, nearest
 from polyalign.feedback.records import Record, kind_name
@@ -25,6 +26,22 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Smoothing = Annotated[float, Field(ge=0, lt=0.5)]
 Count = Annotated[int, Field(ge=1)]
+
+
+def listed(value: Any) -> Any:
+    """A list as it is typed: ``0.5,0.3`` in words, one value for a list of one.
+
+    >>> listed("a, b"), listed(0.5), listed("")
+    (['a', 'b'], [0.5], [])
+    """
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return [value] if isinstance(value, (int, float)) else value
+
+
+Positives = Annotated[tuple[Positive, ...], BeforeValidator(listed)]
+NonNegatives = Annotated[tuple[NonNegative, ...], BeforeValidator(listed)]
+Names = Annotated[tuple[str, ...], BeforeValidator(listed)]
 
 
 @dataclass(frozen=True)
@@ -79,7 +96,8 @@ class Update:
 class Reference:
     """What a policy stays close to, by name: which weights, and when they are taken anew.
 
-    ``weights``: "start" (the policy before training) or "previous" (at the start of this stage).
+    ``weights``: "start" (the policy before training), "previous" (at the start of this stage),
+    "stage-N" (at the start of stage N, counted from 0), or "model:NAME", another model or run.
     ``every`` n optimizer steps the reference moves towards the policy by ``mix``
     (1.0 copies); 0 never.
     """
@@ -113,12 +131,14 @@ class Source:
 
     ``kind`` "records": the given feedback. "rollouts": ``n`` completions of the policy for each
     prompt, judged and credited. "environment": transitions of acting, kept in a replay.
-    Sources that are added with ``|`` are used together.
+    Sources that are added with ``|`` are used together. ``share``: about which share of the
+    records the steps leave, for the plan.
     """
 
     kind: Literal["records", "rollouts", "environment"] = "records"
     steps: tuple[DataStep, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    share: float = 1.0
 
     def __rshift__(self, step: DataStep) -> Source:
         return replace(self, steps=(*self.steps, step))
@@ -166,11 +186,16 @@ class Stage:
 
 @dataclass(frozen=True)
 class Method:
-    """What a declaration returns: stages, with the hyper-parameters that made them."""
+    """What a declaration returns: stages, with the hyper-parameters that made them.
+
+    ``feedback`` names the kind that this configuration learns from, where it is another than the
+    declaration's.
+    """
 
     stages: tuple[Stage, ...]
     declaration: Declaration | None = None
     hyper: Mapping[str, Any] = field(default_factory=dict)
+    feedback: type[Record] | None = None
 
 
 def Offline(objective: Objective, **stage: Any) -> Method:
@@ -184,11 +209,17 @@ def Stages(*stages: Stage) -> Method:
 
 
 @dataclass(frozen=True)
-class Declaration:
-    """A method's header and its function; calling it validates hyper-parameters."""
+class Header(ABC):
+    """What every kind of method has: who it is, what it reads, and a function with a schema.
+
+    Calling it validates hyper-parameters and gives what the function makes of them.
+    """
+
+    kind: ClassVar[str]
+    """Which of the catalogue's kinds it is, and so which command uses it."""
 
     id: str
-    make: Callable[..., Method]
+    make: Callable[..., Any]
     feedback: type[Record]
     title: str
     arxiv: str | None = None
@@ -248,6 +279,16 @@ class Declaration:
                 f"{mend} See: polyalign methods show {self.id}",
             ) from None
 
+    @abstractmethod
+    def __call__(self, **hyper: Any) -> Any:
+        """What the function makes of these hyper-parameters."""
+
+
+class Declaration(Header):
+    """A method that trains: its function returns a :class:`Method`."""
+
+    kind = "train"
+
     def __call__(self, *, progress: float = 0.0, **hyper: Any) -> Method:
         """The method at these hyper-parameters; schedules are read at ``progress`` in [0, 1]."""
         values = self.validate(hyper)
@@ -255,10 +296,26 @@ class Declaration:
             name: value.at(progress) if isinstance(value, Schedule) else value
             for name, value in values.items()
         }
-        return replace(self.make(**now), declaration=self, hyper=values)
+        made: Method = self.make(**now)
+        return replace(made, declaration=self, hyper=values)
 
 
-REGISTRY: dict[str, Declaration] = {}
+class Measure(Header):
+    """A method that measures: its function returns what ``evaluate --with`` calls."""
+
+    kind = "measure"
+
+    def __call__(self, **hyper: Any) -> Callable[[Any], Any]:
+        """The measurement at these options; a number over time has no meaning here."""
+        values = self.validate(hyper)
+        for name, value in values.items():
+            if isinstance(value, Schedule):
+                raise OptionError(f"{self.id}: {name} is no schedule.", "Give one value.")
+        found: Callable[[Any], Any] = self.make(**values)
+        return found
+
+
+REGISTRY: dict[str, Header] = {}
 """Declarations by id, filled as the modules of ``methods/`` (and users' own) are imported."""
 
 
@@ -271,7 +328,7 @@ def method(
     tags: Sequence[str] = (),
     paper: Mapping[str, Any] | None = None,
 ) -> Callable[[Callable[..., Method]], Declaration]:
-    """Declare a method: its function's signature is its hyper-parameter schema.
+    """Declare a method that trains: its function's signature is its hyper-parameter schema.
 
     Every parameter needs a type with its bounds and a default; the docstring's first line is the
     title. ``paper`` holds the published ``lr``, ``batch`` and ``epochs`` (``--paper-defaults``).
@@ -279,38 +336,67 @@ def method(
     """
 
     def declare(make: Callable[..., Method]) -> Declaration:
-        old = REGISTRY.get(id)
-        if old is not None and old.make.__module__ != make.__module__:
-            raise OptionError(
-                f"The method id '{id}' is taken by {old.make.__module__}.", "Choose another id."
-            )
-        for parameter in inspect.signature(make).parameters.values():
-            if parameter.default is parameter.empty or parameter.annotation is parameter.empty:
-                raise OptionError(
-                    f"{id}: the parameter '{parameter.name}' needs a type and a default.",
-                    f"Write {parameter.name}: Positive = 1.0, for example.",
-                )
-        title = (inspect.getdoc(make) or id).splitlines()[0]
-        declared = Declaration(
-            id,
-            make,
-            feedback,
-            title,
-            arxiv,
-            tuple(aliases),
-            tuple(tags),
-            make.__module__.rsplit(".", 1)[-1],
-            dict(paper or {}),
-        )
-        REGISTRY[id] = declared
-        return declared
+        return _declared(Declaration, id, make, feedback, arxiv, aliases, tags, paper)
 
     return declare
 
 
+def measure(
+    *,
+    id: str,
+    feedback: type[Record],
+    arxiv: str | None = None,
+    aliases: Sequence[str] = (),
+    tags: Sequence[str] = (),
+) -> Callable[[Callable[..., Callable[[Any], Any]]], Measure]:
+    """Declare a method that measures, with the header of one that trains.
+
+    Its function returns a callable of the evaluation's bench. ``feedback``: the least that it
+    reads; :class:`Prompt` means that any kind with prompts will do.
+    """
+
+    def declare(make: Callable[..., Callable[[Any], Any]]) -> Measure:
+        return _declared(Measure, id, make, feedback, arxiv, aliases, tags, None)
+
+    return declare
+
+
+AnyHeader = TypeVar("AnyHeader", bound=Header)
+
+
+def _declared(
+    kind: type[AnyHeader],
+    id: str,
+    make: Callable[..., Any],
+    feedback: type[Record],
+    arxiv: str | None,
+    aliases: Sequence[str],
+    tags: Sequence[str],
+    paper: Mapping[str, Any] | None,
+) -> AnyHeader:
+    old = REGISTRY.get(id)
+    if old is not None and old.make.__module__ != make.__module__:
+        raise OptionError(
+            f"The method id '{id}' is taken by {old.make.__module__}.", "Choose another id."
+        )
+    for parameter in inspect.signature(make).parameters.values():
+        if parameter.default is parameter.empty or parameter.annotation is parameter.empty:
+            raise OptionError(
+                f"{id}: the parameter '{parameter.name}' needs a type and a default.",
+                f"Write {parameter.name}: Positive = 1.0, for example.",
+            )
+    title = (inspect.getdoc(make) or id).splitlines()[0]
+    family = make.__module__.rsplit(".", 1)[-1]
+    declared = kind(
+        id, make, feedback, title, arxiv, tuple(aliases), tuple(tags), family, dict(paper or {})
+    )
+    REGISTRY[id] = declared
+    return declared
+
+
 __all__ = [
-    "REGISTRY", "Count", "DataStep", "Declaration", "Environment", "Method", "Module",
-    "NonNegative", "Offline", "Optimizer", "Positive", "Probability", "Real", "Records",
-    "Reference", "Rollouts",
-    "Schedule", "Share", "Smoothing", "Source", "Stage", "Stages", "Update", "kind_name", "method",
+    "REGISTRY", "Count", "DataStep", "Declaration", "Environment", "Header", "Measure", "Method",
+    "Module", "Names", "NonNegative", "NonNegatives", "Offline", "Optimizer", "Positive",
+    "Positives", "Probability", "Real", "Records", "Reference", "Rollouts", "Schedule", "Share",
+    "Smoothing", "Source", "Stage", "Stages", "Update", "kind_name", "listed", "measure", "method",
 ]  # fmt: skip

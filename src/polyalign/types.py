@@ -350,12 +350,24 @@ SIGNALS = {
     "reference",
     "log_collision": "log sum_v p(v)^2 at each step [N, T]",
     "max_prob": "largest probability at each step [N, T]",
+    "top_mass": "probability of the k likeliest choices at each step [N, T]; top_mass@k, k = 10",
+    "top_entropy": "-sum p log p over them, nats [N, T]; top_entropy@k, k = 10",
     "context": "the context as a tensor [N, ...] (control, worlds)",
     "steps": "the steps as a tensor [N, T, ...] (control, worlds)",
     "sample": "a fresh pathwise sample in each context, with gradient [N, T, ...]",
     "sample_logp": "its log-probability, with gradient [N, T]",
 }
 """The closed vocabulary of what a policy may offer beside log-probabilities."""
+
+
+def signal(name: str) -> tuple[str, int | None]:
+    """A signal's name in :data:`SIGNALS` and its k, where one is said.
+
+    >>> signal("top_mass@3"), signal("entropy")
+    (('top_mass', 3), ('entropy', None))
+    """
+    base, _, k = name.partition("@")
+    return base, int(k) if k.isdigit() else None
 
 
 class Objective(Protocol):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from polyalign.errors import NeedsError, NumericsError, nearest
 from polyalign.protocols import Policy
-from polyalign.types import SIGNALS, Batch, Needs, Scores
+from polyalign.types import SIGNALS, Batch, Needs, Scores, signal
 
 
 @dataclass
@@ -26,14 +26,15 @@ class Cast:
     def match(self, needs: Needs) -> None:
         """Raise :class:`NeedsError`, before anything is computed, when a need has no offer."""
         for name in needs.signals - set(self.modules):
-            if name not in SIGNALS:
+            base, _ = signal(name)
+            if base not in SIGNALS:
                 raise NeedsError(
                     f"The objective asks for the unknown signal '{name}'.",
                     nearest(name, [*SIGNALS, *self.modules]),
                 )
-            if name not in self.policy.offers:
+            if base not in self.policy.offers:
                 raise NeedsError(
-                    f"The objective needs '{name}' ({SIGNALS[name]}), which this policy does not "
+                    f"The objective needs '{name}' ({SIGNALS[base]}), which this policy does not "
                     "offer.",
                     f"It offers: {', '.join(sorted(self.policy.offers)) or 'nothing beside logp'}.",
                 )
@@ -69,7 +70,7 @@ def scores(cast: Cast, batch: Batch, needs: Needs, trains: Sequence[str], grad: 
 
     Gradient flows into what is in ``trains`` when ``grad``; all else is constant.
     """
-    want = needs.signals & set(SIGNALS)
+    want = {name for name in needs.signals if signal(name)[0] in SIGNALS}
     against = {name: cast.references[name] for name in cast.references if live(needs)}
     own = grad and "policy" in trains
     with nullcontext() if own else torch.no_grad():

@@ -59,8 +59,9 @@ def open_subject(
         given = None if reference is None else _other(reference, load)
         return Subject(type(what).__name__, what, given, _name(reference))
     if not is_run(what):
-        given = None if reference is None else _other(reference, load)
-        return Subject(str(what), _policy(what, load), given, _name(reference))
+        policy = _policy(what, load)
+        given = None if reference is None else _beside(policy, reference, load)
+        return Subject(str(what), policy, given, _name(reference))
     folder = Path(what).expanduser()
     config = _configuration(folder)
     if not (folder / "final").is_dir():
@@ -73,7 +74,7 @@ def open_subject(
     policy = _policy(folder / "final", load)
     base = str(config["model"])
     if reference is not None:
-        other: Policy = _other(reference, load)
+        other: Policy = _beside(policy, reference, load)
     else:
         other = without_adapter(policy, base) or _policy(base, load)
     beta = (config.get("hyper") or {}).get("beta", BETA)
@@ -109,6 +110,31 @@ def _policy(path: str | Path, load: dict[str, Any]) -> LanguagePolicy:
     # An adapter is loaded as one that could train on, so that it can be taken off.
     adapted = (Path(path) / "adapter_config.json").is_file()
     return LanguagePolicy.from_pretrained(path, frozen=not adapted, **load)
+
+
+def open_beside(policy: Policy, what: str | Path, **load: Any) -> Policy:
+    """A run's final model or a model by name, to be scored on the rows of ``policy``.
+
+    Raises :class:`ModelError` when its tokens are others, so that the same rows mean other texts.
+    """
+    other = _other(what, load)
+    _same_tokens(policy, other, str(what))
+    return other
+
+
+def _beside(policy: Policy, what: str | Path | Policy, load: dict[str, Any]) -> Policy:
+    if not isinstance(what, (str, Path)):
+        return what
+    return open_beside(policy, what, **load)
+
+
+def _same_tokens(policy: Policy, other: Policy, name: str) -> None:
+    mine, theirs = (getattr(p, "tokenizer", None) for p in (policy, other))
+    if mine is not None and theirs is not None and mine.get_vocab() != theirs.get_vocab():
+        raise ModelError(
+            f"{name} has another vocabulary, so its log-probabilities are of other texts.",
+            "Use a reference with the same tokenizer as the model.",
+        )
 
 
 def _other(what: str | Path | Policy, load: dict[str, Any]) -> Policy:

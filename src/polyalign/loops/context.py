@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,14 +16,14 @@ from polyalign.protocols import Policy
 if TYPE_CHECKING:
     from polyalign.loops.session import Session
 
-Which = Literal["current", "previous"]
+Which = Literal["current", "previous", "start"]
 
 
 class Context:
     """A loop's side of a data step: everything here is without gradient.
 
     ``current`` is the policy at the start of the running stage, ``previous`` at the start of the
-    stage before it; the reference is where training began.
+    stage before it; ``start``, the reference, is where training began.
     """
 
     def __init__(self, session: Session) -> None:
@@ -36,15 +36,40 @@ class Context:
 
     def policy(self, which: Which) -> Policy:
         """A frozen policy by name."""
+        if which == "start":
+            return self.session.start
         if which == "current":
             return self.session.policy_at(self.stage)
         return self.session.policy_at(max(self.stage - 1, 0))
+
+    def kept(self, name: str, make: Callable[[], Any]) -> Any:
+        """What ``make`` gives, made once in a run: later stages and a resumed run read it again."""
+        found = self.session.hooks.get(name)
+        if found is None:
+            found = make()
+            self.session.hooks.put(name, found)
+        return found
+
+    def log_probability(
+        self, prompts: Sequence[Any], completions: Sequence[Any], policy: Which = "current"
+    ) -> list[float]:
+        """log pi(y|x), summed over steps, of each completion, in nats."""
+        return self._summed(prompts, completions, [(1.0, self.policy(policy))])
 
     def implicit(
         self, prompts: Sequence[Any], completions: Sequence[Any], policy: Which = "current"
     ) -> list[float]:
         """log pi(y|x) - log ref(y|x), summed over steps, of each completion, in nats."""
-        chosen = self.policy(policy)
+        both = [(1.0, self.policy(policy)), (-1.0, self.session.start)]
+        return self._summed(prompts, completions, both)
+
+    def _summed(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        policies: Sequence[tuple[float, Policy]],
+    ) -> list[float]:
+        """The weighted sum of policies' log-probabilities of each completion."""
         out: list[float] = []
         size = max(1, self.session.settings.batch)
         for start in range(0, len(prompts), size):
@@ -57,9 +82,9 @@ class Context:
             for part in cut(batch, self.session.settings.budget):
                 rows = batch.take(part)
                 with torch.no_grad():
-                    mine = chosen.score(rows.rows).logp
-                    ref = self.session.start.score(rows.rows).logp
-                total = torch.where(rows.rows.mask.to(mine.device), mine - ref, 0.0).sum(-1)
+                    steps = sum(sign * policy.score(rows.rows).logp for sign, policy in policies)
+                assert isinstance(steps, torch.Tensor)
+                total = torch.where(rows.rows.mask.to(steps.device), steps, 0.0).sum(-1)
                 values[part] = total.double().cpu()[rows.roles["own"]]
             out += values.tolist()
             self.session.hooks.progress("scoring", len(out), len(prompts))

@@ -102,7 +102,8 @@ class Quiet:
 class Session:
     """Runs a method on a policy and records.
 
-    ``make`` gives the method at a progress in [0, 1] (its schedules resolved).
+    ``make`` gives the method at a progress in [0, 1] (its schedules resolved); ``opens`` loads a
+    constant policy by name, for references that are other models.
     """
 
     def __init__(
@@ -116,8 +117,10 @@ class Session:
         judge: Judge | None = None,
         environment: Any = None,
         eval_records: Sequence[Record] = (),
+        opens: Callable[[str], Policy] | None = None,
     ) -> None:
         self.make = make
+        self.opens = opens
         self.method = make(0.0)
         self.policy = policy
         self.records = records
@@ -202,7 +205,16 @@ class Session:
             return self.start.freeze() if spec.every else self.start
         if spec.weights == "previous":
             return self.policy_at(self.position["stage"])
-        raise NeedsError(f"A reference cannot be '{spec.weights}'.", "Use start or previous.")
+        kind, _, name = spec.weights.partition(":")
+        if kind == "model" and self.opens is not None:
+            return self.opens(name)
+        kind, _, number = spec.weights.partition("-")
+        if kind == "stage" and number.isdigit():
+            return self.policy_at(int(number))
+        raise NeedsError(
+            f"A reference cannot be '{spec.weights}' here.",
+            "Use start, previous, stage-0 and so on, or model:NAME where models can be opened.",
+        )
 
     def policy_at(self, stage: int) -> Policy:
         """The policy as it was when stage number ``stage`` began, as a constant."""

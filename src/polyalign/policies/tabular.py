@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from polyalign.errors import ModelError, NeedsError, OptionError, nearest
+from polyalign.metrics.concentration import concentration
 from polyalign.policies.modules import Scalar, Table, heap, known_options, load_parameters
 from polyalign.protocols import Policy, PolicyScores, Rollout, Sampling
-from polyalign.types import Row, Rows
+from polyalign.types import Row, Rows, signal
 
 OFFERS = frozenset(
     {
@@ -27,6 +28,8 @@ OFFERS = frozenset(
         "kl(policy|ref)",
         "log_collision",
         "max_prob",
+        "top_mass",
+        "top_entropy",
         "context",
         "steps",
         "sample_rows",
@@ -126,7 +129,12 @@ class Discrete(ABC):
         return PolicyScores(torch.where(rows.mask, logp, 0.0), signals)
 
     def _signal(self, name: str, law: Tensor, rows: Rows, against: Mapping[str, Policy]) -> Tensor:
-        match name:
+        base, k = signal(name)
+        match base:
+            case "top_mass":
+                return concentration(law, k).mass
+            case "top_entropy":
+                return concentration(law, k).entropy
             case "entropy":
                 return -(law.exp() * law).sum(-1)
             case "log_collision":

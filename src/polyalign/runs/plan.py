@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from polyalign.feedback.records import Demonstration
 from polyalign.loops.length import steps_of
 from polyalign.loops.session import Settings
 from polyalign.protocols import Sampling
-from polyalign.recipe import Declaration, Method
+from polyalign.recipe import Declaration, Method, Stage
 from polyalign.runs.config import TrainConfig, rates
 
 BOUND = (
@@ -136,8 +137,8 @@ def make_plan(
     import transformers
 
     survey = facts.survey
-    stages = [steps_of(stage, survey.records, settings) for stage in method.stages]
-    passes = settings.epochs * sum(stage.share for stage in method.stages)
+    stages = [steps_of(stage, _left(stage, survey.records), settings) for stage in method.stages]
+    passes = settings.epochs * sum(s.share * s.streams["data"].share for s in method.stages)
     tokens = int((survey.tokens + survey.context_tokens) * passes)
     if settings.max_steps is not None:
         share = sum(stages) / max(sum(_all_steps(method, survey.records, settings)), 1)
@@ -194,7 +195,12 @@ def _all_steps(method: Method, records: int, settings: Settings) -> list[int]:
     from dataclasses import replace
 
     free = replace(settings, max_steps=None)
-    return [steps_of(stage, records, free) for stage in method.stages]
+    return [steps_of(stage, _left(stage, records), free) for stage in method.stages]
+
+
+def _left(stage: Stage, records: int) -> int:
+    """About how many records a stage trains on after its data steps."""
+    return max(1, math.ceil(records * stage.streams["data"].share - 1e-9))
 
 
 def memory(facts: Facts, settings: Settings, checkpointing: bool) -> int:

@@ -16,6 +16,7 @@ import yaml
 from polyalign.engine import checkpoint, processes
 from polyalign.engine.storage import append_line, write_json_atomic, write_text_atomic
 from polyalign.errors import ModelError, OptionError, RunError
+from polyalign.evaluation.subject import open_beside
 from polyalign.feedback.records import Record
 from polyalign.judges.load import load_judge
 from polyalign.loops import epochs, rounds
@@ -246,6 +247,7 @@ def train(
         hooks=hooks,
         judge=ready.judge,
         eval_records=ready.held_out,
+        opens=lambda name: open_beside(ready.policy, name, **_like(ready.config)),
     )
     with hooks.signals():
         restored = _restore(session, hooks, folder, watcher)
@@ -266,6 +268,12 @@ def train(
         _samples(session, folder, config, watcher)
         _finish(session, folder, ready)
     return folder
+
+
+def _like(config: TrainConfig) -> dict[str, Any]:
+    """How another model is loaded to stand beside the trained one."""
+    names = ("dtype", "device", "max_length", "max_prompt_length", "trust_remote_code")
+    return {name: getattr(config, name) for name in names}
 
 
 def _maker(ready: Prepared) -> Any:

@@ -20,7 +20,7 @@ from polyalign.policies.language.signals import AGAINST, LAW
 from polyalign.policies.language.template import Encoded, Template
 from polyalign.policies.language.trunk import Trunk
 from polyalign.protocols import Policy, PolicyScores, Rollout, Sampling
-from polyalign.types import Row, Rows
+from polyalign.types import Row, Rows, signal
 
 
 class LanguagePolicy:
@@ -151,7 +151,7 @@ class LanguagePolicy:
         Raises :class:`NeedsError` for a signal that is not offered, or one of two laws without a
         live reference of the same vocabulary.
         """
-        unknown = want - (LAW | AGAINST)
+        unknown = {name for name in want if signal(name)[0] not in LAW | AGAINST}
         if unknown:
             name = min(unknown)
             raise NeedsError(

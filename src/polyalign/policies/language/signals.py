@@ -10,7 +10,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-LAW = frozenset({"entropy", "log_collision", "max_prob"})
+from polyalign.metrics.concentration import concentration
+from polyalign.types import signal
+
+LAW = frozenset({"entropy", "log_collision", "max_prob", "top_mass", "top_entropy"})
 """Signals of one law."""
 
 AGAINST = frozenset({"kl(ref|policy)", "kl(policy|ref)"})
@@ -32,6 +35,11 @@ def quantities(
         out["log_collision"] = torch.logsumexp(2 * law, -1)
     if "max_prob" in want:
         out["max_prob"] = law.max(-1).values.exp()
+    for name in want:
+        base, k = signal(name)
+        if base in ("top_mass", "top_entropy"):
+            found = concentration(law, k)
+            out[name] = found.mass if base == "top_mass" else found.entropy
     if want & AGAINST and reference is not None:
         ref = torch.log_softmax(reference, -1)
         if "kl(ref|policy)" in want:
