@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from polyalign.errors import DataError, OptionError
 from polyalign.feedback.records import Pair, Prompt, Record, Scored, kind_name
 from polyalign.feedback.table import FeedbackSet
 from polyalign.feedback.turns import EveryTurn
-from polyalign.feedback.units import Members, slots
+from polyalign.feedback.units import Members, fault, slots
 from polyalign.protocols import Policy
 from polyalign.recipe import Declaration, Method
 from polyalign.runs.config import TrainConfig
 from polyalign.runs.plan import Survey
+from polyalign.types import Needs
 
 
 def read_records(
@@ -115,15 +117,20 @@ def survey(
 ) -> tuple[list[int], Survey]:
     """Encode every example once: which can be trained on, and how long they are.
 
-    An example with an answer that has no token left is refused with its reason, never dropped
-    without a word. Returns the indices kept and the :class:`Survey`.
+    An example with an answer that has no token left, or that the method cannot learn from, is
+    refused with its reason, never dropped without a word. Returns the indices kept and the
+    :class:`Survey`.
     """
-    wanted = _roles(method)
+    needs = _needs(method)
+    wanted = needs.roles
     kept: list[int] = []
     tokens = context_tokens = longest = truncated = 0
     encode = getattr(policy, "encoded", None)
+    unfit: str | None = None
     for index, record in enumerate(records):
-        lengths, contexts, reason, short = [], {}, None, False
+        reason = fault(record, needs)
+        unfit = reason or unfit
+        lengths, contexts, short = [], {}, False
         for role, context, completion in _rows(record, wanted):
             if encode is not None:
                 coded = encode(context, completion)
@@ -147,6 +154,11 @@ def survey(
         longest = max([longest, *(n + max(contexts.values()) for n in lengths)])
         if index % 256 == 0:
             progress("reading", index, len(records))
+    if not kept and unfit is not None:
+        raise DataError(
+            f"No example can be learnt from; the last one: {unfit}.",
+            "Look at the data, or choose another method or variant.",
+        )
     if not kept:
         raise DataError(
             "No example is left: every answer is empty or is emptied by max_length.",
@@ -165,22 +177,22 @@ def chosen(records: Sequence[Record], indices: Sequence[int]) -> Sequence[Record
 
 def slots_of(records: Iterable[Record], method: Method) -> Iterator[tuple[Any, Any]]:
     """The prompt and completion payloads of every row that the method scores by itself."""
-    wanted = _roles(method)
+    wanted = _needs(method).roles
     for record in records:
         for _, context, completion in _rows(record, wanted):
             yield context, completion
 
 
-def _roles(method: Method) -> set[str]:
-    return {
-        role
-        for stage in method.stages
-        for update in stage.updates
-        for role in update.objective.needs.roles
-    }
+def _needs(method: Method) -> Needs:
+    """What all updates of all stages need together."""
+    total = Needs()
+    for stage in method.stages:
+        for update in stage.updates:
+            total = total | update.objective.needs
+    return total
 
 
-def _rows(record: Record, wanted: set[str]) -> Iterator[tuple[str, Any, Any]]:
+def _rows(record: Record, wanted: AbstractSet[str]) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(record, Prompt):
         yield "own", record.prompt, None
         return
