@@ -1,11 +1,10 @@
 """The ten declarations, and their relatives, in worlds that know the answer.
 
 Everything runs through the public declarations, units, engine and loops. What has a closed form
-is held against it (the laboratory's table); what has none is held against a minimiser of the
+is held against it in ``test_laboratory.py``; what has none is held against a minimiser of the
 published formula that is written out here in numpy and shares no code with the objectives.
 """
 
-import json
 import math
 from dataclasses import replace
 
@@ -16,14 +15,12 @@ from scipy.optimize import minimize, minimize_scalar
 
 from polyalign.engine.scoring import Cast
 from polyalign.engine.step import Engine
-from polyalign.errors import OptionError
 from polyalign.feedback.records import Binary
 from polyalign.feedback.store import load
 from polyalign.methods import get
 from polyalign.objectives.actor_critic import discrete_actor_loss
 from polyalign.policies.tabular import TabularPolicy
-from polyalign.studies.experiments import EXPERIMENTS
-from polyalign.studies.lab import exact, lab, perform, train
+from polyalign.studies.lab import exact, train
 from polyalign.types import Batch, Rows
 from polyalign.worlds.bandit import Bandit, soft_greedy
 from polyalign.worlds.discrete import total_variation
@@ -39,31 +36,6 @@ def minimised(loss, size):
     """The logits that minimise a smooth loss, by scipy with central differences."""
     found = minimize(loss, np.zeros(size), jac="3-point", method="BFGS", options={"gtol": 1e-9})
     return found.x
-
-
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_experiment_of_the_laboratory_reaches_what_theory_says(name):
-    result = perform(name, EXPERIMENTS[name])
-    assert result.distance <= result.tolerance, (result.what, result.distance)
-    assert result.reached
-    assert len(result.curve) >= 10
-
-
-def test_the_ten_and_their_relatives_are_all_in_the_laboratory():
-    ten = {"simpo", "orpo", "kto", "aot", "iopo", "tdpo", "oreo", "sera", "grpo", "sac"}
-    methods = {experiment.method for experiment in EXPERIMENTS.values()}
-    assert methods >= ten | {"dpo", "ipo", "slic", "sft"}
-
-
-def test_an_unknown_experiment_is_named_with_the_nearest():
-    with pytest.raises(OptionError, match="Did you mean simpo"):
-        lab(["simp"])
-
-
-def test_the_table_is_plain_data_and_a_method_stands_for_all_its_experiments():
-    rows = lab(["aot"])
-    assert json.loads(json.dumps(rows))[0]["world"] == "bandit"
-    assert [k for k, e in EXPERIMENTS.items() if e.method == "dpo"] == ["dpo", "cdpo", "robust"]
 
 
 # Pairs under flipped labels: two answers a prompt, so that every pair has its own margin.

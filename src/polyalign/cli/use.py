@@ -1,4 +1,4 @@
-"""Use a model, and see what happened: ``evaluate``, ``sample``, ``report``, ``lab``."""
+"""Use a model, and see what happened: ``evaluate``, ``sample``, ``report``."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from polyalign.cli.group import epilog
+from polyalign.cli.lab import LAB as LAB
+from polyalign.cli.lab import lab as lab
 from polyalign.cli.methods import Json
 from polyalign.cli.options import assigned
 from polyalign.cli.progress import Progress, waiting
-from polyalign.cli.screen import emit, out, results_only, say, table
+from polyalign.cli.screen import emit, out, results_only, say
 from polyalign.errors import DataError, OptionError
 
 Subject = Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help="A run folder or a model.")]
@@ -193,33 +195,3 @@ def report(
     else:
         out().print(shown.rich())
         say(f"report: {path}")
-
-
-LAB = epilog("polyalign lab", "polyalign lab dpo ipo", "polyalign lab sac --json")
-
-
-def lab(
-    names: Annotated[
-        list[str] | None, typer.Argument(metavar="METHOD…", help="Methods or experiments (all).")
-    ] = None,
-    json: Json = False,
-) -> None:
-    """Train methods in small exact worlds and measure how far they end from what theory says.
-
-    The exit status is 1 when one of them misses its tolerance.
-    """
-    from polyalign.studies.lab import lab as perform
-
-    with results_only(), waiting("running the laboratory"):
-        rows = perform(names or ())
-    if json:
-        emit(rows)
-    else:
-        columns = ["name", "method", "world", "what", "distance", "tolerance", "reached", "steps"]
-        table(
-            columns,
-            [[row[column] for column in columns] for row in rows],
-            right=["distance", "tolerance", "steps"],
-        )
-    if not all(row["reached"] for row in rows):
-        raise typer.Exit(1)

@@ -1,274 +1,241 @@
-"""The laboratory's experiments: each method in a world that knows what it must find."""
+"""What is known of each method, tried: experiments, their results and their sweeps.
+
+The tables in ``methods/optima`` say which world and which optimum; a method without an entry is
+tried on the population of its kind of feedback, where its gradient must vanish at the end.
+"""
 
 from __future__ import annotations
 
-import math
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
-import torch
+from polyalign.errors import OptionError, PolyalignError, PolyalignWarning, nearest
+from polyalign.feedback.records import KINDS
+from polyalign.methods import catalogue, get, named
+from polyalign.methods.optima import KNOWN
+from polyalign.methods.optima.known import POPULATIONS, WORLDS, Known
+from polyalign.recipe import Declaration, Schedule
+from polyalign.studies.lab import LabRun, World, exact, train
+from polyalign.worlds.discrete import Discrete
 
-from polyalign.environments.lqr import LqrEnvironment
-from polyalign.feedback.records import Pair
-from polyalign.feedback.store import load
-from polyalign.protocols import Policy
-from polyalign.studies.lab import Experiment, LabRun, exact, train
-from polyalign.worlds.bandit import Bandit
-from polyalign.worlds.loglinear import LogLinear
-from polyalign.worlds.lqr import Lqr
-from polyalign.worlds.sequences import Sequences, path_sums
+STATIONARY = Known(
+    "no closed form: the gradient over the population vanishes", tolerance=1e-7, steps=150
+)
+"""What is checked of a method of which nothing else is known."""
+
+SWEEP = (0.25, 0.5, 1.0, 2.0, 4.0)
+"""Multiples of an option's value along the reward-KL curve."""
+
+Progress = Callable[[str, int, int], None]
+"""Told what runs, how many are done, and of how many."""
 
 
-def _smoothed_margin(world: Bandit, run: LabRun) -> float:
-    """Largest distance of beta D from log((1-eps)/eps), over pairs that occur once."""
-    hyper = run.session.method.hyper
-    eps = hyper["label_smoothing"]
-    h = world.law(run.policy) - world.start
-    return float(
-        (hyper["beta"] * (h[:, 0::2] - h[:, 1::2]) - math.log((1 - eps) / eps)).abs().max()
+@dataclass(frozen=True)
+class Point:
+    """One value of the strength: where the policy ended, and where theory says."""
+
+    strength: float
+    reward: float
+    kl: float
+    distance: float | None
+
+
+@dataclass(frozen=True)
+class LabResult:
+    """One row of the laboratory's table.
+
+    ``distance`` of the end from what theory ``finds``: total variation where there is a closed
+    form, else in the words of ``finds``. ``gradient``: the largest gradient entry over the
+    population with the policy set to the closed form. ``reward`` and ``kl`` (nats to the start)
+    are None in worlds without enumeration. ``sweep``: the same method over its ``strength``.
+    """
+
+    name: str
+    method: str
+    world: str
+    feedback: str
+    finds: str
+    hyper: Mapping[str, Any]
+    distance: float
+    tolerance: float
+    reached: bool
+    gradient: float | None
+    reward: float | None
+    kl: float | None
+    steps: int
+    seconds: float
+    strength: str | None
+    sweep: list[Point]
+    frontier: list[tuple[float, float]]
+    curve: list[dict[str, float]]
+
+
+def experiments(
+    names: Sequence[str] = (),
+    world: str | None = None,
+    hyper: Mapping[str, Any] | None = None,
+) -> dict[str, tuple[str, Known]]:
+    """The experiments of some methods (default: of every method that has a world), by row name.
+
+    ``world`` and ``hyper`` replace what the tables say. Raises :class:`OptionError` for an unknown
+    method or world.
+    """
+    if world is not None and world not in WORLDS:
+        raise OptionError(f"The laboratory has no world '{world}'.", nearest(world, WORLDS))
+    chosen: dict[str, tuple[str, Known]] = {}
+    for method in [named(name)[0] for name in names] or _held():
+        known = KNOWN.get(method, (STATIONARY,))
+        for one in _in_world(known, world) if world else known:
+            row = f"{method}: {one.name}" if one.name else method
+            chosen[row] = (method, replace(one, hyper={**one.hyper, **(hyper or {})}))
+    return chosen
+
+
+def _held() -> list[str]:
+    """Methods that have a world: those in the tables, and all that learn from given feedback."""
+    tried = [
+        id
+        for id, entry in catalogue().items()
+        if entry.get("verb") == "train" and KINDS.get(entry.get("feedback", "")) in POPULATIONS
+    ]
+    return [id for id in catalogue() if id in KNOWN or id in tried]
+
+
+def _in_world(known: Iterable[Known], world: str) -> list[Known]:
+    """What is known of a method in a world of this name; elsewhere only its gradient is checked.
+
+    A closed form holds where its own world's options are the default ones.
+    """
+    here = [one for one in known if one.world == world]
+    moved = [
+        replace(one, world=world) for one in known if one.law and not one.make and not one.feedback
+    ]
+    return here or moved[:1] or [replace(STATIONARY, world=world)]
+
+
+def build(known: Known) -> World:
+    """The world of an experiment; small unless it says otherwise."""
+    small = {"bandit": {"responses": 5}, "loglinear": {"instructions": 4, "responses": 5}}
+    made: World = WORLDS[known.world](**{**small.get(known.world, {}), **known.make})
+    return made
+
+
+def perform(method: str, known: Known, name: str = "", sweep: bool = False) -> LabResult:
+    """Run one experiment and measure it; ``sweep`` also runs it over its strength.
+
+    Raises :class:`OptionError` where the world cannot give the method's feedback.
+    """
+    begin = time.perf_counter()
+    declared, world = get(method), build(known)
+    run = attempt(declared, known, world)
+    law = known.law(world, run.hyper) if known.law and isinstance(world, Discrete) else None
+    if law is not None and isinstance(world, Discrete):
+        distance = world.distance(run.policy, law)
+    elif known.measure is not None:
+        distance = known.measure(world, run)
+    else:
+        distance = run.stationarity()
+    point = world.point(run.policy) if isinstance(world, Discrete) else None
+    points = swept(declared, known, world) if sweep and known.strength else []
+    return LabResult(
+        name or method,
+        method,
+        known.world,
+        next((kind for kind, record in KINDS.items() if record is declared.feedback), "acting"),
+        known.finds,
+        {name: str(v) if isinstance(v, Schedule) else v for name, v in run.hyper.items()},
+        distance,
+        known.tolerance,
+        distance <= known.tolerance,
+        None if law is None else run.gradient_at(law),
+        None if point is None else point.reward,
+        None if point is None else point.kl,
+        run.session.position["step"],
+        time.perf_counter() - begin,
+        known.strength,
+        points,
+        frontier(world) if points else [],
+        run.curve,
     )
 
 
-def _hinge_margin(world: Bandit, run: LabRun) -> float:
-    """Largest distance of the preferred response's log-ratio gap from the hinge's corner."""
-    hyper = run.session.method.hyper
-    law = world.law(run.policy)
-    if hyper["form"] == "hinge-norm":
-        gap, corner = law - world.start, 1 / hyper["beta"]
-    else:
-        gap, corner = law, hyper["delta"]
-    side = (world.reward[:, 0] - world.reward[:, 1]).sign()
-    return float(((gap[:, 0] - gap[:, 1]) * side - corner).abs().max())
+def attempt(declared: Declaration, known: Known, world: World) -> LabRun:
+    """Train as an experiment says, through the loops and, where it is smooth, to the last digit."""
+    feedback = known.feedback or POPULATIONS.get(declared.feedback)
+    try:
+        records = feedback(world) if feedback else ()
+    except AttributeError:
+        raise OptionError(
+            f"The world '{known.world}' gives no feedback that {declared.id} learns from.",
+            f"Worlds: {', '.join(WORLDS)}.",
+        ) from None
+    environment = known.environment(world) if known.environment else None
+    batch = known.settings.get("batch", len(records))
+    rest = {k: v for k, v in known.settings.items() if k != "batch"}
+    settings = exact(batch, known.steps, **rest)
+    with warnings.catch_warnings():
+        # A world's strengths are chosen for its size, not for a language model.
+        warnings.simplefilter("ignore", PolyalignWarning)
+        run = train(
+            declared.id,
+            world,
+            records,
+            known.hyper,
+            settings=settings,
+            steps=known.steps,
+            environment=environment,
+        )
+    if known.finish and run.smooth:
+        run.finish()
+    return run
 
 
-def _imitation_target(world: Bandit) -> torch.Tensor:
-    return world.regularised(0.5)
+def swept(declared: Declaration, known: Known, world: World) -> list[Point]:
+    """The reward-KL curve: the method at multiples of its strength, with the distance to theory."""
+    if not isinstance(world, Discrete) or known.strength is None:
+        return []
+    name, points = known.strength, []
+    middle = float(known.hyper.get(name, declared.schema[name].default))
+    for factor in SWEEP:
+        value = middle * factor
+        one = replace(known, hyper={**known.hyper, name: value})
+        try:
+            run = attempt(declared, one, world)
+        except PolyalignError:
+            continue  # Outside what the option or the numbers allow; the curve is shorter there.
+        law = known.law(world, run.hyper) if known.law else None
+        place = world.point(run.policy)
+        distance = None if law is None else world.distance(run.policy, law)
+        points.append(Point(value, place.reward, place.kl, distance))
+    return points
 
 
-def _lengthwise(world: Sequences, run: LabRun) -> float:
-    """SimPO without a margin, at one length n: the optimum is softmax(n r / beta)."""
-    beta = run.session.method.hyper["beta"]
-    return world.distance(run.policy, (world.length * world.reward / beta).log_softmax(-1))
+def frontier(world: World) -> list[tuple[float, float]]:
+    """The best reward at each divergence, as (KL, reward)."""
+    if not isinstance(world, Discrete):
+        return []
+    betas = [2.0 ** (k / 2) for k in range(-8, 9)]
+    return sorted((point.kl, point.reward) for point in world.frontier(betas))
 
 
-def _interaction(world: LogLinear, run: LabRun) -> float:
-    ratio = world.log_ratio_interaction(world.law(run.policy))
-    beta = run.session.method.hyper["beta"]
-    return float((ratio - world.iopo(beta)).abs().max())
-
-
-def _against_dpo(world: Sequences, run: LabRun) -> float:
-    """Mean D(y_l) over the pairs and KL to the start, each over what DPO gives; the larger."""
-    hyper = {"beta": run.session.method.hyper["beta"]}
-    settings = run.session.settings
-    dpo = train("dpo", world, run.session.records, hyper, settings=settings)
-    index = {y: i for i, y in enumerate(world.completions)}
-    rejected = torch.tensor([index[p.rejected] for p in run.session.records if isinstance(p, Pair)])
-
-    def spent(policy: Policy) -> tuple[float, float]:
-        table = policy.tensors()["logits"].log_softmax(-1)
-        return float(world.forward_kl(table)[0, rejected].mean()), world.point(policy).kl
-
-    own, other = spent(run.policy), spent(dpo.policy)
-    return max(own[0] / other[0], own[1] / other[1])
-
-
-def _soft_bellman(world: Sequences, run: LabRun) -> float:
-    """The larger of the law's total variation and the values' largest error at used prefixes."""
-    soft = world.soft_values(run.session.method.hyper["beta"])
-    law = world.distance(run.policy, path_sums(soft.policy, world.completions))
-    table = run.session.cast.modules["value"].state_dict()["table"].squeeze(-1)
-    used = world.reachable()
-    return max(law, float((table - soft.value)[:, used].abs().max()))
-
-
-def _kept_flips(world: Bandit, run: LabRun) -> float:
-    """Flip rate among offline pairs that the first selection kept, over that of all pairs."""
-    flipped = {p.key: bool(p.meta["flipped"]) for p in run.session.records}
-    kept = [load(data).key for data in run.session.hooks.get("stage-1-records") or ()]
-    inside = [flipped[key] for key in kept if key in flipped]
-    return (sum(inside) / len(inside)) / (sum(flipped.values()) / len(flipped))
-
-
-def _missed_reward(world: Bandit, run: LabRun) -> float:
-    best = float(world.reward.max(-1).values.mean())
-    start = world.point(world.start).reward
-    return (best - world.point(run.policy).reward) / (best - start)
-
-
-def _soft_gaussian(world: Lqr, run: LabRun) -> float:
-    """KL(pi* || policy), pi* at the temperature whose entropy is the target, over normal states."""
-    target = run.session.method.hyper["target_entropy"]
-    best = world.optimum(world.alpha_at(target))
-    draw = torch.Generator().manual_seed(0)
-    states = torch.randn(64, world.state_size, generator=draw, dtype=torch.float64)
-    return best.kl(run.policy, states, samples=16)
-
-
-EXPERIMENTS: dict[str, Experiment] = {
-    "sft": Experiment(
-        "sft",
-        "total variation to the law of the demonstrations",
-        Bandit.make,
-        lambda w, run: w.distance(run.policy, _imitation_target(w)),
-        1e-6,
-        records=lambda w: w.demonstrations(_imitation_target(w)),
-    ),
-    "dpo": Experiment(
-        "dpo",
-        "total variation to ref exp(r/beta)/Z",
-        Bandit.make,
-        lambda w, run: w.distance(run.policy, w.regularised(0.5)),
-        1e-5,
-        records=lambda w: w.pairs(),
-        hyper={"beta": 0.5},
-    ),
-    "cdpo": Experiment(
-        "dpo",
-        "distance of the margin from log((1-eps)/eps)",
-        Bandit.make,
-        _smoothed_margin,
-        1e-5,
-        records=lambda w: w.disjoint_pairs(),
-        hyper={"beta": 0.5, "loss": "cdpo", "label_smoothing": 0.1},
-    ),
-    "robust": Experiment(
-        "dpo",
-        "total variation to the clean ref exp(r/beta)/Z, a fifth of labels flipped",
-        lambda: Bandit.make(noise=0.2),
-        lambda w, run: w.distance(run.policy, w.regularised(0.5)),
-        1e-5,
-        records=lambda w: w.pairs(),
-        hyper={"beta": 0.5, "loss": "robust", "label_smoothing": 0.2},
-    ),
-    "ipo": Experiment(
-        "ipo",
-        "total variation to ref exp(p(y > mu)/tau)/Z, intransitive preferences",
-        lambda: Bandit.make(preferences="intransitive"),
-        lambda w, run: w.distance(run.policy, w.ipo(0.5)),
-        1e-6,
-        records=lambda w: w.pairs(),
-        hyper={"tau": 0.5, "length_average": False},
-    ),
-    "slic": Experiment(
-        "slic",
-        "distance of log-probability gaps from delta",
-        lambda: Bandit.make(8, 2),
-        _hinge_margin,
-        2e-3,
-        records=lambda w: w.pairs(),
-    ),
-    "hinge-norm": Experiment(
-        "slic",
-        "distance of log-ratio gaps from 1/beta",
-        lambda: Bandit.make(8, 2),
-        _hinge_margin,
-        2e-3,
-        records=lambda w: w.pairs(),
-        hyper={"form": "hinge-norm", "beta": 0.5},
-    ),
-    "simpo": Experiment(
-        "simpo",
-        "total variation to softmax(n r/beta), all lengths n, no margin",
-        Sequences.make,
-        _lengthwise,
-        1e-5,
-        records=lambda w: w.pairs(),
-        hyper={"beta": 5.0, "gamma_beta_ratio": 0.0},
-    ),
-    "orpo": Experiment(
-        "orpo",
-        "largest gradient entry over the population",
-        lambda: Sequences.make(1, 3, 2, eos=0),
-        lambda w, run: run.stationarity(),
-        1e-6,
-        records=lambda w: w.pairs(),
-        hyper={"lam": 0.5},
-    ),
-    "kto": Experiment(
-        "kto",
-        "largest gradient entry over the population and 64 mismatches",
-        lambda: Bandit.make(4, 4),
-        lambda w, run: run.stationarity(64),
-        1e-4,
-        records=lambda w: w.binary(),
-        hyper={"beta": 0.5},
-    ),
-    "aot": Experiment(
-        "aot",
-        "hinge cost left when dominance by a margin is reachable",
-        lambda: Bandit.make(preferences="deterministic"),
-        lambda w, run: run.loss(),
-        1e-9,
-        records=lambda w: w.pairs(),
-        hyper={"beta": 0.5, "cost": "hinge", "margin": 1.0},
-        steps=150,
-    ),
-    "tdpo": Experiment(
-        "tdpo",
-        "D(y_l) and KL as shares of DPO's, the larger one",
-        lambda: Sequences.make(1, 3, 3, spread=1.5),
-        _against_dpo,
-        0.8,
-        records=lambda w: w.pairs(600),
-        hyper={"beta": 0.1, "alpha": 0.5},
-        steps=400,
-    ),
-    "oreo": Experiment(
-        "oreo",
-        "largest error of law and values against the soft Bellman solution",
-        lambda: Sequences.make(1, 3, 3, eos=0),
-        _soft_bellman,
-        1e-5,
-        records=lambda w: w.scored(),
-        hyper={"beta": 0.5, "alpha": 0.0},
-        steps=400,
-    ),
-    "sera": Experiment(
-        "sera",
-        "flip rate of the pairs kept after one iteration, as a share of the overall rate",
-        lambda: Bandit.make(8, 24, noise=0.25),
-        _kept_flips,
-        0.8,
-        records=lambda w: w.pairs(2000),
-        hyper={"beta": 0.5, "n_iter": 2},
-        steps=100,
-    ),
-    "grpo": Experiment(
-        "grpo",
-        "share of the achievable reward that is not reached",
-        lambda: Bandit.make(4, 8),
-        _missed_reward,
-        0.1,
-        records=lambda w: w.asked(),
-        hyper={"G": 8, "beta": 0.0, "L_max": 1},
-        steps=200,
-        settings=lambda records, steps: exact(8 * len(records), steps, epochs=float(steps)),
-    ),
-    "sac": Experiment(
-        "sac",
-        "KL of the soft-optimal Gaussian from the policy, nats",
-        lambda: Lqr.make(gamma=0.5),
-        _soft_gaussian,
-        0.005,
-        hyper={
-            "gamma": 0.5,
-            "tau": 0.3,
-            "target_entropy": 1.0,
-            "learning_rate": 0.06,
-            "warmup": 200,
-        },
-        steps=400,
-        settings=lambda records, steps: exact(64, 1, max_steps=steps, betas=(0.5, 0.99)),
-        environment=lambda w: LqrEnvironment(w, horizon=8, spread=1.5),
-    ),
-    "iopo": Experiment(
-        "iopo",
-        "largest error of log-ratio double differences against r/beta",
-        lambda: LogLinear.make(5, 6, features=(2, 3)),
-        _interaction,
-        1e-5,
-        records=lambda w: w.quadruples(),
-        hyper={"beta": 0.5},
-        steps=400,
-    ),
-}
-"""By name: a method's id, or a name of its own where a method has several."""
+def lab(
+    names: Sequence[str] = (),
+    *,
+    world: str | None = None,
+    hyper: Mapping[str, Any] | None = None,
+    sweep: bool = False,
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """The laboratory's table, one plain dictionary a row; all methods when no name is given."""
+    chosen = experiments(names, world, hyper)
+    rows = []
+    for done, (name, (method, known)) in enumerate(chosen.items()):
+        if progress:
+            progress(name, done, len(chosen))
+        rows.append(asdict(perform(method, known, name, sweep)))
+    if progress:
+        progress("", len(chosen), len(chosen))
+    return rows

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
-from polyalign.errors import OptionError, nearest
+import torch
+from torch import Tensor
+
+from polyalign.errors import OptionError
+from polyalign.feedback.draws import draw
 from polyalign.feedback.records import Record
 from polyalign.feedback.units import assemble, make_units
-from polyalign.loops.epochs import stage_needs
+from polyalign.loops.epochs import stage_needs, stage_records
 from polyalign.loops.run import run as run_session
 from polyalign.loops.session import Quiet, Session, Settings
 from polyalign.methods import get
@@ -22,7 +26,8 @@ from polyalign.policies.control import GaussianPolicy
 from polyalign.policies.tabular import BilinearPolicy, SequencePolicy, TabularPolicy
 from polyalign.protocols import Policy
 from polyalign.recipe import Declaration, Method, Schedule, Update
-from polyalign.types import Batch, State
+from polyalign.studies.finish import LARGEST, newton
+from polyalign.types import Batch, State, Stateful
 from polyalign.worlds.bandit import Bandit
 from polyalign.worlds.discrete import Discrete
 from polyalign.worlds.loglinear import LogLinear
@@ -30,8 +35,9 @@ from polyalign.worlds.lqr import Lqr
 from polyalign.worlds.sequences import Sequences
 
 World = Discrete | Lqr
-Measure = Callable[[Any, "LabRun"], float]
-"""How far the policy of a finished run in a world is from what theory says, at least 0."""
+
+EMPTY = -40.0
+"""Log-probability by which a closed form's answer without mass is approached."""
 
 
 def policy_for(world: World) -> Policy:
@@ -46,6 +52,16 @@ def policy_for(world: World) -> Policy:
         case Lqr():
             return GaussianPolicy(world.state_size, world.action_size)
     raise OptionError(f"There is no policy for {type(world).__name__}.", "Use a world of worlds/.")
+
+
+def table_for(world: World, law: Tensor) -> Tensor | None:
+    """The logits of the world's table policy with a log-law [X, Y]; None where it has no table."""
+    match world:
+        case Sequences():
+            return world.conditionals(law.clamp(min=EMPTY))
+        case Bandit():
+            return law.clamp(min=EMPTY)
+    return None
 
 
 class Watch(Quiet):
@@ -69,12 +85,23 @@ class Watch(Quiet):
 
 @dataclass(frozen=True)
 class LabRun:
-    """A finished run: the trained policy, its session, and the world's curve along it."""
+    """A run: the trained policy, its session, and the world's curve along it."""
 
+    world: World
     policy: Policy
     session: Session
     curve: list[dict[str, float]]
     seconds: float
+
+    @property
+    def hyper(self) -> Mapping[str, Any]:
+        """The method's options, defaults included."""
+        return self.session.method.hyper
+
+    def again(self, method: str, hyper: Mapping[str, Any], **options: Any) -> LabRun:
+        """Another method on the same world, records and settings."""
+        options = {"settings": self.session.settings} | options
+        return train(method, self.world, self.session.records, hyper, **options)
 
     def _policy_update(self) -> tuple[State, Update]:
         session = self.session
@@ -85,11 +112,15 @@ class LabRun:
         )
 
     def batch(self, epoch: int = 0) -> Batch:
-        """All records as one batch; what is random about them is a function of ``epoch``."""
+        """The last stage's records as one batch; what is random about them is a function of
+        ``epoch``.
+        """
         session = self.session
-        every = range(len(session.records))
-        units = make_units(session.records, every, stage_needs(session), "lab", epoch)
-        return session.with_references(assemble(units, session.policy.encode))
+        records = stage_records(session)
+        needs = stage_needs(session)
+        units = make_units(records, range(len(records)), needs, "lab", epoch)
+        batch = draw(assemble(units, session.policy.encode), needs, "lab", epoch)
+        return session.with_references(batch)
 
     def loss(self) -> float:
         """The policy's loss over all records as it is now."""
@@ -101,14 +132,68 @@ class LabRun:
 
         ``draws``: over how many epochs' random parts (mismatched answers) it is averaged.
         """
+        batches = [self.batch(epoch) for epoch in range(draws)]
+        total = sum(self._gradient(batch) for batch in batches)
+        return float(torch.as_tensor(total).abs().max()) / draws
+
+    def _gradient(self, batch: Batch) -> Tensor:
+        """The policy update's gradient over a batch, all parameters in one row [P]."""
         state, update = self._policy_update()
-        parameters = self.session.policy.trainable().values()
-        for epoch in range(draws):
-            self.session.engine.backward(update, self.batch(epoch), state)
-        largest = max(float(p.grad.abs().max()) for p in parameters if p.grad is not None)
+        parameters = list(self.session.policy.trainable().values())
+        self.session.engine.backward(update, batch, state)
+        flat = torch.cat([torch.zeros(p.numel()) if p.grad is None else p.grad.flatten()
+                          for p in parameters])  # fmt: skip
         for p in parameters:
             p.grad = None
-        return largest / draws
+        return flat
+
+    @property
+    def smooth(self) -> bool:
+        """Whether the run's end is a zero of a gradient that stands still: one stage and update,
+        no statistic of the steps, no moving reference, nothing drawn anew.
+        """
+        stages, session = self.session.method.stages, self.session
+        stage = stages[-1]
+        return (
+            len(stages) == 1
+            and len(stage.updates) == 1
+            and stage.updates[0].trains == ("policy",)
+            and not isinstance(stage.updates[0].objective, Stateful)
+            and all(stream.kind == "records" for stream in stage.streams.values())
+            and not any(stage.reference(n).every for n in session.cast.references)
+            and sum(p.numel() for p in session.policy.trainable().values()) <= LARGEST
+        )
+
+    def finish(self) -> None:
+        """Go on to the last digits by Newton's method on the engine's gradient."""
+        (parameter,) = self.session.policy.trainable().values()
+        batch = self.batch()
+
+        def gradient(flat: Tensor) -> Tensor:
+            with torch.no_grad():
+                parameter.copy_(flat.reshape(parameter.shape))
+            return self._gradient(batch)
+
+        end = newton(gradient, parameter.detach().flatten())
+        with torch.no_grad():
+            parameter.copy_(end.reshape(parameter.shape))
+
+    def gradient_at(self, law: Tensor) -> float | None:
+        """Largest gradient entry over the population with the policy set to a log-law [X, Y].
+
+        None where the policy is no table, or where more than the policy is trained.
+        """
+        table = table_for(self.world, law)
+        if table is None or not self.smooth:
+            return None
+        (parameter,) = self.session.policy.trainable().values()
+        now = parameter.detach().clone()
+        with torch.no_grad():
+            parameter.copy_(table)
+        found = self.stationarity()
+        with torch.no_grad():
+            parameter.copy_(now)
+        return found
 
 
 def train(
@@ -143,7 +228,7 @@ def train(
     )
     begin = time.perf_counter()
     run_session(session)
-    return LabRun(policy, session, watch.curve, time.perf_counter() - begin)
+    return LabRun(world, policy, session, watch.curve, time.perf_counter() - begin)
 
 
 def _maker(declared: Declaration, hyper: Mapping[str, Any]) -> Callable[[float], Method]:
@@ -156,107 +241,13 @@ def _maker(declared: Declaration, hyper: Mapping[str, Any]) -> Callable[[float],
 
 def exact(batch: int, steps: int, lr: float = 0.1, **more: Any) -> Settings:
     """Settings for a population objective: the whole batch, no clipping, a rate that dies out."""
-    chosen: dict[str, Any] = {
-        "epochs": float(steps),
-        "batch": max(batch, 1),
-        "lr": lr,
-        "betas": (0.9, 0.95),
-        "schedule": "cosine",
-        "warmup": 0.02,
-        "clip": None,
-    }
-    return Settings(**(chosen | more))
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """One row of the laboratory's table, as data.
-
-    ``world`` makes the world, ``records`` its feedback; ``measure`` says how far the end is from
-    theory, in the words of ``what``; it must fall below ``tolerance``.
-    """
-
-    method: str
-    what: str
-    world: Callable[[], World]
-    measure: Measure
-    tolerance: float
-    records: Callable[[Any], Sequence[Record]] = lambda world: ()
-    hyper: Mapping[str, Any] = field(default_factory=dict)
-    steps: int = 300
-    settings: Callable[[Sequence[Record], int], Settings] = lambda records, steps: exact(
-        len(records), steps
+    chosen = Settings(
+        epochs=float(steps),
+        batch=max(batch, 1),
+        lr=lr,
+        betas=(0.9, 0.95),
+        schedule="cosine",
+        warmup=0.02,
+        clip=None,
     )
-    policy: Callable[[Any], Policy] = policy_for
-    environment: Callable[[Any], Any] = lambda world: None
-
-
-@dataclass(frozen=True)
-class LabResult:
-    """What an experiment gave. ``reward`` and ``kl`` are None in worlds without enumeration."""
-
-    name: str
-    method: str
-    hyper: Mapping[str, Any]
-    world: str
-    what: str
-    distance: float
-    tolerance: float
-    reached: bool
-    reward: float | None
-    kl: float | None
-    steps: int
-    seconds: float
-    curve: list[dict[str, float]]
-
-
-def perform(name: str, experiment: Experiment) -> LabResult:
-    """Run one experiment and measure it."""
-    world = experiment.world()
-    records = experiment.records(world)
-    run = train(
-        experiment.method,
-        world,
-        records,
-        experiment.hyper,
-        settings=experiment.settings(records, experiment.steps),
-        steps=experiment.steps,
-        policy=experiment.policy(world),
-        environment=experiment.environment(world),
-    )
-    distance = experiment.measure(world, run)
-    point = world.point(run.policy) if isinstance(world, Discrete) else None
-    return LabResult(
-        name,
-        experiment.method,
-        dict(experiment.hyper),
-        type(world).__name__.lower(),
-        experiment.what,
-        distance,
-        experiment.tolerance,
-        distance <= experiment.tolerance,
-        None if point is None else point.reward,
-        None if point is None else point.kl,
-        run.session.position["step"],
-        run.seconds,
-        run.curve,
-    )
-
-
-def lab(names: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """The laboratory's table, one plain dictionary a row; all experiments when no name is given.
-
-    A name is an experiment ("cdpo") or a method, which stands for all of its experiments. Raises
-    :class:`OptionError` for an unknown name.
-    """
-    from polyalign.studies.experiments import EXPERIMENTS
-
-    chosen: dict[str, Experiment] = {}
-    for name in names or EXPERIMENTS:
-        found = {k: e for k, e in EXPERIMENTS.items() if name in (k, e.method)}
-        if not found:
-            raise OptionError(
-                f"The laboratory has no experiment '{name}'.", nearest(name, EXPERIMENTS)
-            )
-        chosen |= {name: found[name]} if name in found else found
-    return [asdict(perform(name, experiment)) for name, experiment in chosen.items()]
+    return replace(chosen, **more)

@@ -83,6 +83,12 @@ class Discrete:
         """Probability that the first is *labelled* preferred, flips included, [X, Y, Y]."""
         return (1 - self.noise) * self.prefer + self.noise * (1 - self.prefer)
 
+    @property
+    def lengths(self) -> Tensor:
+        """Number of steps of each completion, [Y]."""
+        sizes = [len(y) if isinstance(y, tuple) else 1 for y in self.completions]
+        return torch.tensor(sizes, dtype=torch.float64)
+
     # Exact measures of a policy.
 
     def law(self, policy: Policy) -> Tensor:
@@ -139,7 +145,7 @@ class Discrete:
         return Verdict(score=self.reward[asked, torch.tensor([index[y] for y in completions])])
 
     def pairs(self, n: int | None = None, seed: int = 0) -> list[Pair]:
-        """Labelled pairs y, y' iid from mu; ``meta["flipped"]`` tells a sampled flip.
+        """Labelled pairs y, y' iid from mu, with gold scores; ``meta["flipped"]`` tells a flip.
 
         The population holds every ordered pair of different completions with weight
         2 mu(y) mu(y') P(y labelled preferred): weights sum to 1 minus the probability of y = y'.
@@ -169,8 +175,15 @@ class Discrete:
         ]
 
     def _pair(self, key: str, x: int, w: int, l: int, weight: float = 1.0, **meta: bool) -> Pair:  # noqa: E741
-        c = self.completions
-        return Pair(key=key, prompt=x, chosen=c[w], rejected=c[l], weight=weight, meta=meta)
+        c, r = self.completions, self.reward[x]
+        scores = {"score_chosen": float(r[w]), "score_rejected": float(r[l])}
+        return Pair(
+            key=key, prompt=x, chosen=c[w], rejected=c[l], weight=weight, fields=scores, meta=meta
+        )
+
+    def index(self, completion: Any) -> int:
+        """The number of a completion."""
+        return self.completions.index(completion)
 
     def disjoint_pairs(self) -> list[Pair]:
         """Completions 2j preferred to 2j+1 with certainty, each in one pair (cdpo's check)."""
@@ -178,6 +191,27 @@ class Discrete:
             self._pair(f"{x}:{w}>{w + 1}", x, w, w + 1)
             for x in range(self.prompts)
             for w in range(0, len(self.completions) - 1, 2)
+        ]
+
+    def lists(self, score: Tensor | None = None) -> list[Scored]:
+        """Every completion of a prompt in one list, with gold rewards or ``score`` [X, Y]."""
+        score = self.reward if score is None else score
+        return [
+            Scored(key=f"{x}", prompt=x, completions=self.completions, scores=tuple(row))
+            for x, row in enumerate(score.tolist())
+        ]
+
+    def duels(self) -> list[Scored]:
+        """The population of pairs as lists of two, scored 1 (preferred) and 0."""
+        return [
+            Scored(
+                key=p.key,
+                prompt=p.prompt,
+                completions=(p.chosen, p.rejected),
+                scores=(1.0, 0.0),
+                weight=p.weight,
+            )
+            for p in self.pairs()
         ]
 
     def desirable(self) -> Tensor:

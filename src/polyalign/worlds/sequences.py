@@ -112,6 +112,19 @@ class Sequences(Discrete):
             value[:, s] = beta * (self.logits[:, s] + q[:, s] / beta).logsumexp(-1)
         return SoftValues(value, q, self.logits + (q - value.unsqueeze(-1)) / beta)
 
+    def conditionals(self, law: Tensor) -> Tensor:
+        """The next-token log-laws [X, S, V] that spell a log-law over sequences [X, Y].
+
+        A prefix that no completion passes keeps the reference's law.
+        """
+        mass = torch.full_like(self.logits, -torch.inf)
+        for i, y in enumerate(self.completions):
+            for t, v in enumerate(y):
+                s = node(y[:t], self.vocabulary)
+                mass[:, s, v] = torch.logaddexp(mass[:, s, v], law[:, i])
+        empty = mass.isinf().all(-1, keepdim=True)
+        return torch.where(empty, self.logits, mass).log_softmax(-1)
+
     def reachable(self) -> Tensor:
         """Numbers of the prefixes that some completion passes, ascending."""
         prefixes = {y[:t] for y in self.completions for t in range(len(y))}
