@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
-
-from torch import Tensor
 
 from polyalign.objectives.links import Link, Logistic
 from polyalign.objectives.pairwise import pair_metrics
@@ -18,8 +15,7 @@ class TwoWinners:
     """``L = link(scale * (share r_s + (1 - share) r_w - r_l))`` over units with three answers.
 
     ``r_s`` is the reward of the role ``source_chosen``, ``r_w`` of ``chosen``, ``r_l`` of
-    ``rejected``. ``mixes`` "rewards" as above; "losses" takes the mean of the two pairs' losses
-    instead (the authors' ablation, which reads no share).
+    ``rejected``. The rewards are mixed, inside the link, and not the two pairs' losses.
     Source: Yang et al. 2024, arXiv 2412.03187.
 
     Metrics: ``rewards/chosen`` is the mixed reward, ``rewards/source_chosen`` the source's.
@@ -29,7 +25,6 @@ class TwoWinners:
     scale: float = 1.0
     reward: Reward = field(default_factory=SumLogRatio)
     link: Link = field(default_factory=Logistic)
-    mixes: Literal["rewards", "losses"] = "rewards"
 
     @property
     def needs(self) -> Needs:
@@ -43,12 +38,8 @@ class TwoWinners:
         r_s = self.scale * self.reward(source, rejected)
         r_w = self.scale * self.reward(chosen, rejected)
         r_l = self.scale * self.reward(rejected, chosen)
-        if self.mixes == "losses":
-            mixed: Tensor = 0.5 * (r_s + r_w)
-            value = 0.5 * (self.link(r_s - r_l, scores) + self.link(r_w - r_l, scores))
-        else:
-            mixed = self.share * r_s + (1.0 - self.share) * r_w
-            value = self.link(mixed - r_l, scores)
+        mixed = self.share * r_s + (1.0 - self.share) * r_w
+        value = self.link(mixed - r_l, scores)
         metrics = pair_metrics(scores, mixed.detach(), r_l.detach())
         metrics["rewards/source_chosen"] = scores.per_unit(r_s.detach())
         metrics["logps/source_chosen"] = scores.per_unit(source.sum().detach())
