@@ -73,13 +73,24 @@ def finish(
 def evaluate(session: Session) -> dict[str, float]:
     """The objective's loss and metrics over the evaluation records, as one weighted mean."""
     needs = stage_needs(session)
-    records = session.eval_records
+    records = held_out_records(session)
     units = _share(records, list(range(len(records))), needs, 0, "eval")
     batch = draw(assemble(units, session.policy.encode), needs, 0, "eval")
     update = next(u for u in session.stage.updates if "policy" in u.trains)
     index = session.stage.updates.index(update)
     report = session.engine.evaluate(update, batch, session.states[index])
     return {"loss": report.loss, **report.metrics}
+
+
+def held_out_records(session: Session) -> Sequence[Record]:
+    """The evaluation records after those data steps that say ``held_out``: not what chooses or
+    makes records, but what changes how their numbers read.
+    """
+    records = session.eval_records
+    for step in session.stage.streams["data"].steps:
+        if getattr(step, "held_out", False):
+            records = step(records, Context(session))
+    return records
 
 
 def stage_needs(session: Session) -> Needs:

@@ -61,11 +61,16 @@ NOT_TRAINED = {
 }
 """Names that people look for among the methods, folded: what they are, and the command."""
 
+    "apozerounpaired": ("kto", "zero_point=none"),
+    "biasednca": ("nca", "form=biased"),
 
 def fold(name: str) -> str:
     """A name without case, hyphens, underscores and spaces.
+    "exopair": ("exo", "form=pref"),
+    "exopref": ("exo", "form=pref"),
 
     >>> fold("Sim_PO") == fold("simpo")
+    "ncapair": ("nca", "form=pair"),
     True
     """
     return "".join(c for c in name.lower() if c not in "-_ ")

@@ -4,7 +4,15 @@ from polyalign.objectives.actor_critic import SacActor, SacCritic, SacTemperatur
 from polyalign.objectives.anchored import Anchored, Down, Miss, Toward
 from polyalign.objectives.group_preference import GroupPreference
 from polyalign.objectives.likelihood import Likelihood, Nll
-from polyalign.objectives.links import Hinge, Logistic, LogRatioModulated, Mixed, Robust, Squared
+from polyalign.objectives.links import (
+    Hinge,
+    Logistic,
+    LogRatioModulated,
+    Mixed,
+    ReverseKl,
+    Robust,
+    Squared,
+)
 from polyalign.objectives.list_targets import (
     Classification,
     Match,
@@ -12,7 +20,6 @@ from polyalign.objectives.list_targets import (
     Posterior,
     Regression,
     Shares,
-    SmoothedBest,
     Softmax,
 )
 from polyalign.objectives.listwise import BestNll, Listwise, LogRatioTo, PenalisedLogp
@@ -84,6 +91,7 @@ __all__ = [
     "PowerHinge",
     "Prospect",
     "Regression",
+    "ReverseKl",
     "Robust",
     "SacActor",
     "SacCritic",
@@ -92,7 +100,6 @@ __all__ = [
     "Shaped",
     "Shares",
     "ShiftedBinary",
-    "SmoothedBest",
     "SoftReferenceGap",
     "Softmax",
     "Squared",

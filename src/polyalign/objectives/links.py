@@ -6,9 +6,11 @@ soft labels (fields), and the unbiased loss for flipped labels (q < 0) are three
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -86,6 +88,26 @@ class LogRatioModulated:
         u = z / self.tau
         # One exponent: exp(-z) alone overflows where its weight m is zero.
         return (-u).sigmoid() * F.softplus(-z) + bounded_exp(F.logsigmoid(u) - z)
+
+
+@dataclass(frozen=True)
+class ReverseKl:
+    """KL from the policy's preference ``[sigmoid(z), sigmoid(-z)]`` to the label ``[1-eps, eps]``.
+
+    ``sigmoid(z) [log sigmoid(z) - log(1-eps)] + sigmoid(-z) [log sigmoid(-z) - log eps]``, with
+    eps in (0, 1/2): 0 at ``z = log((1-eps)/eps)``, and flat far below it. Source: Ji et al. 2024,
+    arXiv 2402.00856.
+    """
+
+    eps: float = 1e-3
+
+    @property
+    def needs(self) -> Needs:
+        return Needs()
+
+    def __call__(self, z: Tensor, scores: Scores) -> Tensor:
+        won = torch.sigmoid(z) * (F.logsigmoid(z) - math.log1p(-self.eps))
+        return won + torch.sigmoid(-z) * (F.logsigmoid(-z) - math.log(self.eps))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from polyalign.objectives.listwise import best, members, score_of, valid
+from polyalign.objectives.listwise import members, score_of, valid
 from polyalign.types import Needs, Scores, needs
 
 
@@ -47,25 +47,6 @@ class Softmax:
             first = valid(own) & (valid(own).long().cumsum(-1) == 1)
             r = torch.where(first, r + self.bonus, r)
         return law(r / self.temperature, valid(own))
-
-
-@dataclass(frozen=True)
-class SmoothedBest:
-    """``1 - eps`` for the best-scored member, ``eps`` shared by the others; ties share alike."""
-
-    eps: float = 1e-3
-
-    @property
-    def needs(self) -> Needs:
-        return Needs()
-
-    def __call__(self, own: Scores) -> Tensor:
-        top, there = best(own), valid(own)
-        winners = top.sum(-1, keepdim=True).to(own.logp.dtype)
-        losers = (there & ~top).sum(-1, keepdim=True).to(own.logp.dtype)
-        of_best = torch.where(losers > 0, (1.0 - self.eps) / winners, 1.0 / winners)
-        p = torch.where(top, of_best, self.eps / losers.clamp(min=1.0))
-        return torch.where(there, p.log(), 0.0)
 
 
 @dataclass(frozen=True)
