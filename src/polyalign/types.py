@@ -348,12 +348,17 @@ SIGNALS = {
     "reference",
     "kl(policy|ref)": "KL(policy || ref) over the whole law at each step, nats [N, T]; live "
     "reference",
+    "js(policy|ref)": "Jensen-Shannon divergence of the two laws at each step, nats [N, T]; live "
+    "reference",
+    "log_overlap(policy|ref)": "log sum_v p(v)^a q(v)^(1-a) of policy p and live reference q at "
+    "each step [N, T]; log_overlap(policy|ref)@a, a = 0.5",
     "log_collision": "log sum_v p(v)^2 at each step [N, T]",
     "max_prob": "largest probability at each step [N, T]",
     "top_mass": "probability of the k likeliest choices at each step [N, T]; top_mass@k, k = 10",
     "top_entropy": "-sum p log p over them, nats [N, T]; top_entropy@k, k = 10",
     "context": "the context as a tensor [N, ...] (control, worlds)",
-    "steps": "the steps as a tensor [N, T, ...] (control, worlds)",
+    "steps": "the steps as a tensor [N, T, ...] (tokens, actions)",
+    "stop_word": "1 where a step is a function word, else 0 [N, T] (language)",
     "sample": "a fresh pathwise sample in each context, with gradient [N, T, ...]",
     "sample_logp": "its log-probability, with gradient [N, T]",
 }

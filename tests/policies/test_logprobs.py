@@ -31,10 +31,17 @@ def expected(states, head, targets, other=None):
         "log_collision": (p * p).sum(-1).log(),
         "max_prob": p.max(-1).values,
     }
+    likeliest = p.sort(-1, descending=True).values[:, :10]
+    out["top_mass"] = likeliest.sum(-1)
+    out["top_entropy"] = -(likeliest * likeliest.log()).sum(-1)
     if other is not None:
         q = other[1](other[0]).softmax(-1)
         out["kl(policy|ref)"] = (p * (p / q).log()).sum(-1)
         out["kl(ref|policy)"] = (q * (q / p).log()).sum(-1)
+        m = (p + q) / 2
+        js = ((p * (p / m).log()).sum(-1) + (q * (q / m).log()).sum(-1)) / 2
+        out["js(policy|ref)"] = js
+        out["log_overlap(policy|ref)"] = (p * q).sqrt().sum(-1).log()
     return out
 
 

@@ -18,6 +18,13 @@ import torch
 from torch import Tensor
 
 from polyalign.errors import NumericsError, OptionError, nearest
+from polyalign.methods.array_signals import (
+    law_signals,
+    read_draws,
+    refuse_sums,
+    step_signals,
+)
+from polyalign.policies.language.signals import two_laws
 from polyalign.types import Needs, Scores
 
 SUFFIX = {
@@ -118,6 +125,7 @@ class Side:
     ref: Tensor | None = None
     old: Tensor | None = None
     signals: dict[str, Tensor] = field(default_factory=dict)
+    draws: dict[str, Tensor] = field(default_factory=dict)
     counted: bool = True
     summed: bool = False
 
@@ -152,7 +160,9 @@ def read_side(
     elif steps is not None:
         side = _from_steps(reader, s, steps, needs)
     else:
+        refuse_sums(reader, s, needs)
         side = _from_sums(reader, s, given[0], needs, length, even)
+    side.draws = read_draws(reader, s, side.mask, needs)
     if not empty and not bool(side.mask.any(-1).all()):
         row = int((~side.mask.any(-1)).nonzero()[0, 0])
         raise NumericsError(
@@ -240,6 +250,7 @@ def _from_steps(reader: Reader, s: str, logp: Tensor, needs: Needs) -> Side:
         value = reader.want(f"kl{s}", _WHY[signal], f"logits{s}, ref_logits{s} and tokens{s}")
         _by_step(reader, f"kl{s}", value, mask)
         side.signals[signal] = torch.where(mask, reader.leaf(f"kl{s}"), 0.0)
+    side.signals |= step_signals(reader, s, mask, needs)
     return side
 
 
@@ -257,23 +268,20 @@ def _from_law(reader: Reader, s: str, logits: Tensor, needs: Needs) -> Side:
     if bool((mask & ((tokens < 0) | (tokens >= logits.shape[-1]))).any()):
         raise NumericsError(f"'tokens{s}' names a token outside the vocabulary.", "Count from 0.")
     # Padding may hold anything: it is replaced before the softmax, so that nothing of it leaks.
-    law = torch.log_softmax(torch.where(mask.unsqueeze(-1), reader.leaf(name), 0.0), -1)
-    index = torch.where(mask, tokens, 0.0).long().unsqueeze(-1)
-    side = Side(torch.where(mask, law.gather(-1, index).squeeze(-1), 0.0), mask)
+    whole = torch.where(mask.unsqueeze(-1), reader.leaf(name), 0.0)
+    index = torch.where(mask, tokens, 0.0).long()
     other = reader.find(f"ref_logits{s}")
     if other is None:
-        if needs.references or needs.signals & set(_WHY):
+        if needs.references or two_laws(needs.signals):
             reader.want(f"ref_logits{s}", "the reference's law at each step")
-        return side
+        found = law_signals(whole, index, mask, needs, None)
+        return Side(found.pop("logp"), mask, signals=found)
     reader.shape(f"ref_logits{s}", other, tuple(logits.shape))
     reader.finite(f"ref_logits{s}", other, mask)
-    ref = torch.log_softmax(torch.where(mask.unsqueeze(-1), other, 0.0), -1)
-    side.ref = torch.where(mask, ref.gather(-1, index).squeeze(-1), 0.0)
-    if "kl(ref|policy)" in needs.signals:
-        side.signals["kl(ref|policy)"] = (ref.exp() * (ref - law)).sum(-1)
-    if "kl(policy|ref)" in needs.signals:
-        side.signals["kl(policy|ref)"] = (law.exp() * (law - ref)).sum(-1)
-    return side
+    constant = torch.where(mask.unsqueeze(-1), other, 0.0)
+    ref = torch.log_softmax(constant, -1).gather(-1, index.unsqueeze(-1)).squeeze(-1)
+    found = law_signals(whole, index, mask, needs, constant)
+    return Side(found.pop("logp"), mask, torch.where(mask, ref, 0.0), signals=found)
 
 
 def _mask(reader: Reader, s: str, like: Tensor) -> Tensor:
@@ -325,6 +333,7 @@ def join(
     all_sides = list(sides.values())
     with_ref = all(side.ref is not None for side in all_sides)
     signals = {name for side in all_sides for name in side.signals}
+    drawn = {name for side in all_sides for name in side.draws}
     zeros = [torch.zeros(side.mask.shape, dtype=torch.float64) for side in all_sides]
     return Scores(
         logp=stack([side.logp for side in all_sides]),
@@ -341,6 +350,7 @@ def join(
         },
         fields=dict(fields),
         segment=None if segment is None else _widen(segment, width),
+        draws={name: stack([side.draws[name] for side in all_sides]) for name in drawn},
     )
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from polyalign.errors import NumericsError, OptionError, PolyalignWarning, nearest
 from polyalign.methods import get
+from polyalign.methods.array_signals import embedded, read_field
 from polyalign.methods.arrays import SUFFIX, Reader, Side, join, read_own, read_side
 from polyalign.methods.transitions import is_transitions, transition_losses
 from polyalign.objectives import LogOdds, PolicyGradient, Transport, reduce
@@ -174,13 +175,20 @@ class Numeric:
             credited = self._credited(reader, credit, sides["own"], units)
             weight = weight * credited.pop("keep", torch.ones_like(weight))
             fields |= {name: value for name, value in credited.items() if name in needs.fields}
+        fields |= embedded(reader, needs)
         for name in sorted(needs.fields - set(fields)):
             instead = ("rewards [groups, G]",) if credit is not None else ()
-            value = reader.want(name, "one number for each example", *instead)
+            value = read_field(reader, name, *instead)
             if value.shape[:1] != (units,) or value.dim() > (2 if name == "advantage" else 1):
                 reader.shape(name, value, (units,))
             reader.finite(name, value)
             fields[name] = value
+        for name, least, most in sorted(needs.bounds):
+            if bool(((fields[name] < least) | (fields[name] > most)).any()):
+                raise NumericsError(
+                    f"The array of '{name}' holds numbers outside [{least:g}, {most:g}].",
+                    "Mend them, or leave the examples out.",
+                )
         return fields, weight
 
     def _credited(self, reader: Reader, credit: Any, side: Side, units: int) -> dict[str, Tensor]:

@@ -134,6 +134,18 @@ class Scalar(nn.Module):
         return self.value if rows is None else self.value.expand(len(rows))
 
 
+class Logits(nn.Module):
+    """``size`` trainable numbers, at zero: the logits of mixing weights, say."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros(size, dtype=torch.float64))
+
+    def forward(self) -> Tensor:
+        """[size]."""
+        return self.value
+
+
 def load_parameters(own: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
     """Copy tensors into parameters by name; raises :class:`ModelError` where they do not fit."""
     for name, value in tensors.items():

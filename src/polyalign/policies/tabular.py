@@ -17,7 +17,15 @@ from torch import Tensor, nn
 
 from polyalign.errors import ModelError, NeedsError, OptionError, nearest
 from polyalign.metrics.concentration import concentration
-from polyalign.policies.modules import Scalar, Table, heap, known_options, load_parameters
+from polyalign.policies.divergences import between
+from polyalign.policies.modules import (
+    Logits,
+    Scalar,
+    Table,
+    heap,
+    known_options,
+    load_parameters,
+)
 from polyalign.protocols import Policy, PolicyScores, Rollout, Sampling
 from polyalign.types import Row, Rows, signal
 
@@ -26,6 +34,8 @@ OFFERS = frozenset(
         "entropy",
         "kl(ref|policy)",
         "kl(policy|ref)",
+        "js(policy|ref)",
+        "log_overlap(policy|ref)",
         "log_collision",
         "max_prob",
         "top_mass",
@@ -145,7 +155,7 @@ class Discrete(ABC):
                 return torch.tensor([int(c) for c in rows.contexts])[rows.context]
             case "steps":
                 return rows.steps
-            case "kl(ref|policy)" | "kl(policy|ref)":
+            case "kl(ref|policy)" | "kl(policy|ref)" | "js(policy|ref)" | "log_overlap(policy|ref)":
                 ref = against.get("ref")
                 if not isinstance(ref, Discrete):
                     raise NeedsError(
@@ -154,8 +164,7 @@ class Discrete(ABC):
                     )
                 with torch.no_grad():
                     other = ref.distribution(rows)
-                first, second = (other, law) if name == "kl(ref|policy)" else (law, other)
-                return (first.exp() * (first - second)).sum(-1)
+                return between(name, law, other)
         raise NeedsError(f"A table has no signal '{name}'.", nearest(name, self.offers))
 
     def sample(
@@ -225,14 +234,17 @@ class Discrete(ABC):
     def build(self, kind: str, options: Mapping[str, Any]) -> nn.Module:
         """Make a "value" V(s), a "q" Q(s, v) of the step taken, both tables, or a "scalar".
 
-        Each has the option ``init``.
+        Each has the option ``init``; "logits" are ``size`` numbers, at zero.
         """
+        if kind == "logits":
+            return Logits(**known_options(kind, options, "size"))
         if kind == "scalar":
             return Scalar(**known_options(kind, options, "init"))
         makers = {"value": 1, "q": self.choices}
         if kind not in makers:
             raise OptionError(
-                f"A table cannot build the module '{kind}'.", nearest(kind, [*makers, "scalar"])
+                f"A table cannot build the module '{kind}'.",
+                nearest(kind, [*makers, "scalar", "logits"]),
             )
         options = known_options(kind, options, "init")
         return Table(self.prompts, self.prefixes, self.choices, makers[kind], **options)

@@ -16,9 +16,11 @@ from polyalign.policies.language.adapters import LoraSpec
 from polyalign.policies.language.cache import TokenCache
 from polyalign.policies.language.layout import Kind, lay, passes
 from polyalign.policies.language.logprobs import token_quantities
-from polyalign.policies.language.signals import AGAINST, LAW
+from polyalign.policies.language.signals import AGAINST, LAW, ROW, two_laws
+from polyalign.policies.language.stop_words import stop_words
 from polyalign.policies.language.template import Encoded, Template
 from polyalign.policies.language.trunk import Trunk
+from polyalign.policies.modules import Logits, known_options
 from polyalign.protocols import Policy, PolicyScores, Rollout, Sampling
 from polyalign.types import Row, Rows, signal
 
@@ -45,6 +47,7 @@ class LanguagePolicy:
         self.tokenizer = tokenizer
         self.peft = peft
         self.live = live
+        self._stop_words: Tensor | None = None
         self.tokens: TokenCache | None = None
         """Rows that were encoded before, where :meth:`encode` looks first."""
         self.trunk = trunk or Trunk(model)
@@ -128,7 +131,7 @@ class LanguagePolicy:
 
     @property
     def offers(self) -> frozenset[str]:
-        return LAW | AGAINST | {"sample_rows"}
+        return LAW | AGAINST | ROW | {"sample_rows"}
 
     def encode(self, context: Any, completion: Any) -> Row:
         """The row of a prompt and a completion; see :class:`Template` for what becomes of them."""
@@ -151,18 +154,18 @@ class LanguagePolicy:
         Raises :class:`NeedsError` for a signal that is not offered, or one of two laws without a
         live reference of the same vocabulary.
         """
-        unknown = {name for name in want if signal(name)[0] not in LAW | AGAINST}
+        unknown = {name for name in want if signal(name)[0] not in LAW | AGAINST | ROW}
         if unknown:
             name = min(unknown)
             raise NeedsError(
                 f"A language model does not offer the signal '{name}'.",
-                nearest(name, LAW | AGAINST),
+                nearest(name, LAW | AGAINST | ROW),
             )
         n, t = rows.mask.shape
         kind = self.trunk.layout()
         states, own = self.states(rows, kind)
         reference = None
-        if want & AGAINST:
+        if two_laws(want):
             other = (against or {}).get("ref")
             if not isinstance(other, LanguagePolicy):
                 raise NeedsError(
@@ -172,14 +175,23 @@ class LanguagePolicy:
             with torch.no_grad():
                 reference = (other.states(rows, kind)[0], other.trunk.head)
         targets = rows.steps.to(own.device).flatten()[own]
-        found = token_quantities(states, self.trunk.head, targets, want, reference)
+        found = token_quantities(states, self.trunk.head, targets, want - ROW, reference)
 
         def placed(values: Tensor) -> Tensor:
             out = values.new_zeros(n * t)
             return out.index_put((own,), values).reshape(n, t)
 
-        signals = {name: placed(found[name]) for name in want}
+        signals = {name: placed(found[name]) for name in want - ROW}
+        for name in want & ROW:
+            steps = rows.steps.to(own.device)
+            signals[name] = steps if name == "steps" else self._stops().to(own.device)[steps]
         return PolicyScores(placed(found["logp"]), signals)
+
+    def _stops(self) -> Tensor:
+        """1 for each token that is a function word, [V]."""
+        if self._stop_words is None:
+            self._stop_words = stop_words(self.tokenizer, self.model.config.vocab_size)
+        return self._stop_words
 
     def states(self, rows: Rows, kind: Kind | None = None) -> tuple[Tensor, Tensor]:
         """The states [M, H] that predict the rows' own steps, and the steps' places [M].
@@ -254,11 +266,17 @@ class LanguagePolicy:
             adapters.enable(self.model, True)
 
     def build(self, kind: str, options: Mapping[str, Any]) -> nn.Module:
-        """A module beside the policy: "value", a scalar head over each step's state."""
+        """A module beside the policy: "value", a scalar head over each step's state, or "logits",
+        ``size`` free numbers.
+        """
         from polyalign.policies.language.heads import Value
 
+        if kind == "logits":
+            return Logits(**known_options(kind, options, "size")).to(self.device)
         if kind != "value":
-            raise OptionError(f"A language model has no module '{kind}'.", nearest(kind, ["value"]))
+            raise OptionError(
+                f"A language model has no module '{kind}'.", nearest(kind, ["value", "logits"])
+            )
         return Value(self, **options)
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> Path:

@@ -11,13 +11,24 @@ import torch
 from torch import Tensor
 
 from polyalign.metrics.concentration import concentration
+from polyalign.policies.divergences import between
 from polyalign.types import signal
 
 LAW = frozenset({"entropy", "log_collision", "max_prob", "top_mass", "top_entropy"})
 """Signals of one law."""
 
-AGAINST = frozenset({"kl(ref|policy)", "kl(policy|ref)"})
+AGAINST = frozenset(
+    {"kl(ref|policy)", "kl(policy|ref)", "js(policy|ref)", "log_overlap(policy|ref)"}
+)
 """Signals of the policy's law and a live reference's."""
+
+ROW = frozenset({"steps", "stop_word"})
+"""Signals of a row alone."""
+
+
+def two_laws(want: frozenset[str]) -> frozenset[str]:
+    """The signals in ``want`` that read two laws."""
+    return frozenset(name for name in want if signal(name)[0] in AGAINST)
 
 
 def quantities(
@@ -40,10 +51,9 @@ def quantities(
         if base in ("top_mass", "top_entropy"):
             found = concentration(law, k)
             out[name] = found.mass if base == "top_mass" else found.entropy
-    if want & AGAINST and reference is not None:
+    if two_laws(want) and reference is not None:
         ref = torch.log_softmax(reference, -1)
-        if "kl(ref|policy)" in want:
-            out["kl(ref|policy)"] = (ref.exp() * (ref - law)).sum(-1)
-        if "kl(policy|ref)" in want:
-            out["kl(policy|ref)"] = (law.exp() * (law - ref)).sum(-1)
+        for name in two_laws(want):
+            out[name] = between(name, law, ref)
     return out
+
