@@ -56,4 +56,3 @@ def quantities(
         for name in two_laws(want):
             out[name] = between(name, law, ref)
     return out
-
