@@ -42,6 +42,10 @@ SUFFIX = {
 }
 
 
+ALIASES = {"reward": ("r", "psi"), "proposal": ("lq",), "p_desirable": ("p",)}
+"""What the cards call some of the examples' numbers."""
+
+
 def to_tensor(name: str, value: Any) -> Tensor:
     """A float64 copy of an array, tensor, list or number."""
     try:
@@ -67,9 +71,12 @@ class Reader:
         self.leaves: dict[str, Tensor] = {}
 
     def find(self, name: str) -> Tensor | None:
-        """An array or None."""
-        self.asked.add(name)
-        return self.arrays.get(name)
+        """An array, by its own name or one of the cards', or None."""
+        for known in (name, *ALIASES.get(name, ())):
+            self.asked.add(known)
+            if known in self.arrays:
+                return self.arrays[known]
+        return None
 
     def want(self, name: str, why: str, *instead: str) -> Tensor:
         """An array; raises :class:`OptionError` naming what may be given when it is missing."""
@@ -118,7 +125,7 @@ class Reader:
 
 @dataclass
 class Side:
-    """One role's rows [B, T]."""
+    """One role's rows [B, T]; of a list, ``place`` [U, K] says which row a member is, -1 none."""
 
     logp: Tensor
     mask: Tensor
@@ -128,6 +135,12 @@ class Side:
     draws: dict[str, Tensor] = field(default_factory=dict)
     counted: bool = True
     summed: bool = False
+    place: Tensor | None = None
+
+    @property
+    def units(self) -> int:
+        """How many examples it belongs to."""
+        return len(self.mask) if self.place is None else len(self.place)
 
 
 def read_side(
@@ -308,8 +321,12 @@ def read_own(reader: Reader, side: Side, needs: Needs) -> None:
         side.old = _by_step(reader, "old", old, side.mask)
     if "value" in needs.signals:
         value = reader.want("value", "the value network's V(s_t) at each step [B, T]")
-        if value.dim() == 1 and side.mask.shape[1] == 1:
-            value = reader.arrays["value"] = value.unsqueeze(-1)
+        if value.dim() == 1 and len(value) == len(side.mask):
+            # One number a row: the same at each of its steps.
+            reader.shape("value", value, (len(side.mask),))
+            reader.finite("value", value)
+            side.signals["value"] = torch.where(side.mask, reader.leaf("value").unsqueeze(-1), 0.0)
+            return
         reader.shape("value", value, tuple(side.mask.shape))
         reader.finite("value", value, side.mask)
         side.signals["value"] = torch.where(side.mask, reader.leaf("value"), 0.0)
@@ -320,15 +337,18 @@ def join(
 ) -> Scores:
     """Scores over all sides' rows; a side with fewer rows than the largest has missing members."""
     width = max(side.mask.shape[1] for side in sides.values())
-    units = max(side.mask.shape[0] for side in sides.values())
+    units = max(side.units for side in sides.values())
 
     def stack(values: list[Tensor]) -> Tensor:
         return torch.cat([_widen(value, width) for value in values])
 
     roles, start = {}, 0
     for name, side in sides.items():
-        index = torch.full((units,), -1)
-        index[: len(side.mask)] = torch.arange(start, start + len(side.mask))
+        if side.place is None:
+            index = torch.full((units,), -1)
+            index[: len(side.mask)] = torch.arange(start, start + len(side.mask))
+        else:
+            index = torch.where(side.place >= 0, side.place + start, -1)
         roles[name], start = index, start + len(side.mask)
     all_sides = list(sides.values())
     with_ref = all(side.ref is not None for side in all_sides)

@@ -17,7 +17,7 @@ import polyalign.methods
 from polyalign.recipe import REGISTRY, Declaration, kind_name
 from polyalign.types import Needs
 
-NO_DECLARATIONS = {"arrays", "build_index", "numeric", "transitions"}
+NO_DECLARATIONS = {"arrays", "build_index", "lists", "numeric", "taxonomy", "transitions"}
 INDEX = Path(__file__).with_name("index.json")
 
 

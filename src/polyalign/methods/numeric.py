@@ -20,8 +20,17 @@ from polyalign.errors import NumericsError, OptionError, PolyalignWarning, neare
 from polyalign.methods import get
 from polyalign.methods.array_signals import embedded, read_field
 from polyalign.methods.arrays import SUFFIX, Reader, Side, join, read_own, read_side
+from polyalign.methods.lists import read_list
 from polyalign.methods.transitions import is_transitions, transition_losses
-from polyalign.objectives import LogOdds, PolicyGradient, Transport, reduce
+from polyalign.objectives import (
+    Listwise,
+    LogOdds,
+    Match,
+    PolicyGradient,
+    Shares,
+    Transport,
+    reduce,
+)
 from polyalign.objectives.reduce import mean
 from polyalign.recipe import Method, Update
 from polyalign.types import Loss, Needs, Objective, Scores, Stateful, Term
@@ -134,6 +143,10 @@ class Numeric:
         sides: dict[str, Side] = {}
         wanted = sorted(needs.roles | needs.statistics)
         for role in wanted:
+            if role == "answers":
+                length = 2 if lengths else 1
+                sides[role] = read_list(reader, needs, length=length, even=even)
+                continue
             suffix = SUFFIX[role]
             if role == "target":
                 named = [n for n in ("lp_t", "logp_t", "logits_t") if reader.find(n) is not None]
@@ -147,7 +160,7 @@ class Numeric:
         if "own" in sides:
             read_own(reader, sides["own"], needs)
         _sizes(self.id, self.updates, sides)
-        units = max(len(side.mask) for side in sides.values())
+        units = max(side.units for side in sides.values())
         fields, weight = self._fields(reader, needs, sides, units)
         segment = reader.find("segment") if "own" in sides else None
         if segment is not None:
@@ -176,7 +189,14 @@ class Numeric:
             weight = weight * credited.pop("keep", torch.ones_like(weight))
             fields |= {name: value for name, value in credited.items() if name in needs.fields}
         fields |= embedded(reader, needs)
+        place = sides["answers"].place if "answers" in sides else None
         for name in sorted(needs.fields - set(fields)):
+            if place is not None:
+                value = reader.want(name, "one number for each answer [U, K]")
+                reader.shape(name, value, tuple(place.shape))
+                reader.finite(name, value, place >= 0)
+                fields[name] = torch.where(place >= 0, value, 0.0)
+                continue
             instead = ("rewards [groups, G]",) if credit is not None else ()
             value = read_field(reader, name, *instead)
             if value.shape[:1] != (units,) or value.dim() > (2 if name == "advantage" else 1):
@@ -235,6 +255,9 @@ def objective(id: str, update: str | None = None, **hyper: Any) -> Numeric:
       ``advantage``;
     - sac: ``log_pi``, ``log_pi_next`` [B], ``q``, ``q_pi``, ``q_next`` [J, B], ``reward``,
       ``terminated`` [B], ``log_alpha``; with a last axis of actions, the discrete form;
+    - bco: ``lp``, ``rf``, ``label`` [B] (and ``p``); dro: ``lp``, ``rf``, ``r``, ``value`` [B];
+    - lists (infonca, nca, exo, lipo, pro, rrhf, brain): ``lp``, ``rf``, ``n``, ``r`` [U, K] (and
+      ``lq``), NaN or ``mask`` 0 where a list is shorter; or ``logp``, ``ref``, ``mask`` [U, K, T];
     - sft: ``logp``, ``mask`` [B, T], or ``lp``, ``n`` [B].
 
     ``weight`` [B] weighs examples. Masked entries may hold anything. A method with several updates
@@ -283,7 +306,7 @@ def _per_unit(terms: list[Term], weight: Tensor) -> NDArray[np.float64]:
 
 
 def _sizes(id: str, updates: tuple[Update, ...], sides: Mapping[str, Side]) -> None:
-    sizes = {role: len(side.mask) for role, side in sides.items()}
+    sizes = {role: side.units for role, side in sides.items()}
     unpaired = any(
         isinstance(u.objective, Transport) and u.objective.form == "unpaired" for u in updates
     )
@@ -311,6 +334,15 @@ def _refuse(id: str, part: Objective, scores: Scores) -> None:
                     f"{id}: an average {role} log-probability is not below 0, so it has no odds.",
                     "Probabilities must be below 1; compute them in float32 or better.",
                 )
+    loss = part.loss if isinstance(part, Listwise) else None
+    if isinstance(loss, Match) and isinstance(loss.target, Shares):
+        none = scores.fields["reward"].sum(-1) <= 0
+        if bool(none.any()):
+            raise NumericsError(
+                f"{id}: the labels of example {int(none.nonzero()[0, 0])} sum to 0, so they share "
+                "nothing.",
+                "Give at least one positive label in each list.",
+            )
     if isinstance(part, PolicyGradient) and part.aggregation == "budget":
         longest = int(scores["own"].mask.sum(-1).max())
         if longest > part.budget:
