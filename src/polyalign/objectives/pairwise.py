@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from polyalign.objectives.likelihood import Nll
@@ -23,7 +24,7 @@ class Pairwise:
 
     Metrics: ``rewards/*`` are ``scale * reward``; ``rewards/accuracies`` counts pairs whose
     chosen reward is strictly larger, so a tie is a miss (policy = reference gives 0, as in TRL);
-    ``logps/*`` are sums over steps.
+    ``logps/*`` are sums over steps; ``weights`` is the mean weight of a pair.
     """
 
     reward: Reward
@@ -50,8 +51,6 @@ class Pairwise:
         difference = self.reward(chosen, rejected) - self.reward(rejected, chosen)
         z = self.scale * difference - self.margin(chosen, rejected)
         value = self.link(z, scores)
-        if self.weight is not None:
-            value = value * self.weight(chosen, rejected)
         anchors = tuple(anchor(scores) for anchor in self.anchors)
         shown = self.shown or self.reward
         metrics = pair_metrics(
@@ -59,6 +58,10 @@ class Pairwise:
             self.scale * shown(chosen, rejected).detach(),
             self.scale * shown(rejected, chosen).detach(),
         )
+        if self.weight is not None:
+            weight = torch.as_tensor(self.weight(chosen, rejected)).to(value)
+            value = value * weight
+            metrics["weights"] = scores.per_unit(weight.detach().expand_as(value))
         for anchor in anchors:
             metrics["nll_loss"] = Term(anchor.value.detach(), anchor.weight)
         return Loss((scores.per_unit(value, scale=self.coefficient), *anchors), metrics)

@@ -63,6 +63,24 @@ class SumLogRatio:
 
 
 @dataclass(frozen=True)
+class UnevenLogRatio:
+    """``alpha log pi(y|x) - log ref(y|x)``, summed: policy and reference count unequally.
+
+    Source: Omura et al. 2024, arXiv 2411.07595.
+    """
+
+    alpha: float
+    reference: str = "ref"
+
+    @property
+    def needs(self) -> Needs:
+        return needs(references=[self.reference])
+
+    def __call__(self, own: Scores, other: Scores) -> Tensor:
+        return own.sum(self.alpha * own.logp - own.refs[self.reference])
+
+
+@dataclass(frozen=True)
 class MeanLogRatio:
     """``(log pi(y|x) - log ref(y|x)) / |y|``: the log-ratio of an average step."""
 

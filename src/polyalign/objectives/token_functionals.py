@@ -22,7 +22,7 @@ class SampledLogRatio:
     The steps are drawn uniformly without replacement (those with the smallest random numbers);
     an answer that is not longer keeps all. ``keep_last``: the last step (the end of the answer) is
     never left out. ``shared``: policy and reference are summed over the same steps; otherwise each
-    draws its own. Source: Lu et al. 2024, arXiv 2406.10957, equation 9.
+    draws its own. Source: Lu et al. 2024, arXiv 2406.10957.
     """
 
     keep_last: bool = False
