@@ -93,11 +93,11 @@ def slic(
 ) -> Method:
     """Hinge loss on the gap of sequence log-probabilities, anchored to the target's likelihood.
 
-    Formula: paper `max(0, delta - lp_w + lp_l) - lam lp_t` (sums; the target is the chosen answer);
-    hinge-norm `max(0, 1 - beta D)` on log-ratios to a reference (TRL's "hinge"; uses beta only).
+    Formula: paper `max(0, delta - lp_w + lp_l) - lam lp_t` (sums; the target is the data's column
+    `gold`, or else the chosen answer); hinge-norm `max(0, 1 - beta D)` on log-ratios to a reference (TRL's "hinge"; uses beta only).
     When: cheap alignment without a reference. When not: pairs of very unequal length.
     Limits: delta is a margin on whole sequences; without lam the policy drifts from its start.
-    Deviations: the anchor is the chosen answer where the paper takes the SFT target.
+    Deviations: without a column `gold`, the chosen answer stands for the paper's SFT target.
     Source: Zhao et al. 2023, section 2.1; hinge-norm: Liu et al. 2023 (RSO).
     """
     if form == "hinge-norm":
