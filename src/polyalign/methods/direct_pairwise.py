@@ -94,7 +94,8 @@ def slic(
     """Hinge loss on the gap of sequence log-probabilities, anchored to the target's likelihood.
 
     Formula: paper `max(0, delta - lp_w + lp_l) - lam lp_t` (sums; the target is the data's column
-    `gold`, or else the chosen answer); hinge-norm `max(0, 1 - beta D)` on log-ratios to a reference (TRL's "hinge"; uses beta only).
+    `gold`, or else the chosen answer); hinge-norm `max(0, 1 - beta D)` on log-ratios to a reference
+    (TRL's "hinge"; uses beta only).
     When: cheap alignment without a reference. When not: pairs of very unequal length.
     Limits: delta is a margin on whole sequences; without lam the policy drifts from its start.
     Deviations: without a column `gold`, the chosen answer stands for the paper's SFT target.
