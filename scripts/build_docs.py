@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from polyalign.cli.methods import LABELS, bounds, paragraphs, spelled
+from polyalign.methods import usage
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ROOT / "docs" / "methods"
@@ -25,6 +26,8 @@ FAMILIES = {
     "path_consistency": "Value and policy together",
     "group_policy_gradient": "Sampling and judging: policy gradient",
     "iterated": "In stages",
+    "reference_schedules": "References that move, stages over data and objectives",
+    "measurements": "Measurements",
     "actor_critic": "Control",
 }
 """Headings of the list, by the module that declares a family."""
@@ -56,7 +59,7 @@ def listing(entries: Mapping[str, Mapping[str, Any]]) -> str:
         ]
         for id, entry in entries.items():
             if entry["family"] == family:
-                reference = "yes" if entry["needs"]["references"] else "no"
+                reference = "yes" if entry.get("needs", {}).get("references") else "no"
                 title = table_safe(entry["title"])
                 lines.append(f"| [{id}]({id}.md) | {entry['feedback']} | {reference} | {title} |")
     return "\n".join(lines) + "\n"
@@ -86,7 +89,7 @@ def page(id: str, entry: Mapping[str, Any]) -> str:
         "",
         "## Use",
         "",
-        f"    polyalign train {id} --model MODEL --data FILE --output RUN{first}",
+        f"    {usage(id, entry)}{first}",
         "",
     ]
     return "\n".join(lines)
@@ -94,9 +97,22 @@ def page(id: str, entry: Mapping[str, Any]) -> str:
 
 def facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What a method needs and where it comes from."""
+    trains = entry["kind"] == "train"
+    found = [("learns from" if trains else "reads", entry["feedback"])]
+    if trains:
+        found += _trained(entry)
+    if entry["aliases"]:
+        found.append(("also called", ", ".join(entry["aliases"])))
+    if entry["tags"]:
+        found.append(("tags", ", ".join(entry["tags"])))
+    if entry["arxiv"]:
+        found.append(("paper", f"[arXiv {entry['arxiv']}](https://arxiv.org/abs/{entry['arxiv']})"))
+    return found
+
+
+def _trained(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
     needs = entry["needs"]
-    found = [("learns from", entry["feedback"])]
-    found.append(("reference models", ", ".join(needs["references"]) or "none"))
+    found = [("reference models", ", ".join(needs["references"]) or "none")]
     if needs["modules"]:
         found.append(("trained beside the policy", ", ".join(needs["modules"])))
     if needs["couples"] != "unit":
@@ -107,12 +123,6 @@ def facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
         found.append(("examples of one step", meaning[needs["couples"]]))
     if entry["stages"] > 1:
         found.append(("stages", str(entry["stages"])))
-    if entry["aliases"]:
-        found.append(("also called", ", ".join(entry["aliases"])))
-    if entry["tags"]:
-        found.append(("tags", ", ".join(entry["tags"])))
-    if entry["arxiv"]:
-        found.append(("paper", f"[arXiv {entry['arxiv']}](https://arxiv.org/abs/{entry['arxiv']})"))
     return found
 
 
@@ -126,7 +136,7 @@ def main() -> None:
     from polyalign.methods import build_index
 
     build_index.INDEX.write_text(build_index.text(), encoding="utf-8")
-    entries = {id: build_index.entry(d) for id, d in build_index.declarations().items()}
+    entries = {id: build_index.entry(d) for id, d in build_index.headers().items()}
     METHODS.mkdir(parents=True, exist_ok=True)
     pages = generated(entries)
     for path, text in pages.items():

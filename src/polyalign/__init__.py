@@ -14,7 +14,7 @@ _PUBLIC = {
     "PolyalignError": "polyalign.errors:PolyalignError",
     "catalogue": "polyalign.methods:catalogue",
     "check": "polyalign.feedback:check",
-    "evaluate": "polyalign.evaluation.api:evaluate",
+    "evaluate": "polyalign.api:evaluate",
     "method": "polyalign.recipe:method",
     "objective": "polyalign.methods.numeric:objective",
     "read": "polyalign.feedback:read",

@@ -50,8 +50,6 @@ class Run:
 
     def evaluate(self, data: str | Sequence[str], **options: Any) -> dict[str, Any]:
         """Measure the trained policy on feedback; see :func:`polyalign.evaluate`."""
-        from polyalign.evaluation.api import evaluate
-
         return evaluate(self.folder, data, **options)
 
     def report(self, out: str | Path | None = None) -> Path:
@@ -59,6 +57,63 @@ class Run:
         from polyalign.reports.html import report
 
         return report([self.folder], Path(out) if out else self.folder / "report.html")
+
+
+def evaluate(
+    run_or_model: Any,
+    data: Any,
+    *,
+    method: str | None = None,
+    hyper: Mapping[str, Any] | None = None,
+    save: bool = True,
+    **options: Any,
+) -> dict[str, Any]:
+    """Measure a run's final model or any model on held-out data, and return plain data.
+
+    Without ``method`` everything that data and judge tell, see
+    :func:`polyalign.evaluation.api.evaluate`; with one, that measurement at its options ``hyper``,
+    see :func:`polyalign.evaluation.api.measure`. Of a run, evaluation.json, model card and report
+    hold the figures then, unless ``save`` is False.
+    """
+    from polyalign.evaluation import api as evaluation
+    from polyalign.evaluation.subject import is_run
+
+    if method is None:
+        if hyper:
+            name = next(iter(hyper))
+            raise OptionError(
+                f"'{name}' is no option of evaluate.",
+                "Options of a measurement need its name: --with NAME.",
+            )
+        found = evaluation.evaluate(run_or_model, data, save=save, **options)
+    else:
+        from polyalign.methods import measurement
+
+        declared = measurement(method)
+        given = declared.validate(hyper or {})
+        found = evaluation.measure(
+            run_or_model,
+            data,
+            declared.id,
+            declared(**given),
+            options=given,
+            feedback=declared.feedback,
+            save=save,
+            **options,
+        )
+    if save and isinstance(run_or_model, (str, Path)) and is_run(run_or_model):
+        _retell(Path(run_or_model).expanduser())
+    return found
+
+
+def _retell(folder: Path) -> None:
+    """Write a run's model card, and its report where there is one, again with all figures."""
+    from polyalign.reports.html import report
+    from polyalign.reports.model_card import write_model_card
+
+    write_model_card(folder)
+    if (folder / "report.html").exists():
+        report([folder], folder / "report.html")
 
 
 def declaration_of(name: str) -> Declaration:

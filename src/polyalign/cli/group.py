@@ -52,13 +52,13 @@ def unknown(name: str, path: str, commands: Sequence[str] | Any) -> OptionError:
     """The error for a command that is not there; a method's name asks to be trained."""
     what = f"There is no command '{path} {name}'."
     if " " not in path:
-        from polyalign.methods import catalogue, fold
+        from polyalign.methods import catalogue, fold, usage
 
         if name in MEANT:
             return OptionError(what, f"Use: {path} {MEANT[name]}")
         for id, entry in catalogue().items():
             if fold(name) in {fold(id), *map(fold, entry.get("aliases", ()))}:
-                return OptionError(what, f"{id} is a method: {path} {entry['verb']} {id} …")
+                return OptionError(what, f"{id} is a method: {usage(id, entry)}")
     return OptionError(what, nearest(name, commands))
 
 

@@ -9,15 +9,19 @@ from typing import Annotated, Any
 import typer
 
 from polyalign.cli.group import epilog, group
+from polyalign.cli.options import assigned
 from polyalign.cli.screen import emit, out, say, table
 from polyalign.errors import OptionError, nearest
-from polyalign.methods import catalogue, named
+from polyalign.methods import catalogue, named, usage
+from polyalign.methods.taxonomy import CONCERNS, DIMENSIONS
 
 methods = group(
     "The methods: list them, or show one whole.",
     "polyalign methods",
     "polyalign methods --tag reference-free",
     "polyalign methods --feedback pairs --json",
+    "polyalign methods --by reference",
+    "polyalign methods --only data=offline --only reference=none --by objective",
     "polyalign methods show simpo",
     bare=True,
 )
@@ -26,11 +30,20 @@ Json = Annotated[bool, typer.Option("--json", help="Print pure JSON on stdout.")
 
 
 def complete_method(incomplete: str) -> list[tuple[str, str]]:
-    """Ids that begin as typed, with their titles, for the shell."""
+    """Ids of methods that train, as typed so far, with their titles, for the shell."""
+    return _completed(incomplete, "train")
+
+
+def complete_measurement(incomplete: str) -> list[tuple[str, str]]:
+    """Ids of methods that measure, as typed so far, with their titles, for the shell."""
+    return _completed(incomplete, "measure")
+
+
+def _completed(incomplete: str, kind: str) -> list[tuple[str, str]]:
     return [
         (id, entry["title"])
         for id, entry in catalogue().items()
-        if id.startswith(incomplete.lower()) and entry.get("verb") == "train"
+        if id.startswith(incomplete.lower()) and entry["kind"] == kind
     ]
 
 
@@ -42,6 +55,14 @@ def list_methods(
     ] = None,
     feedback: Annotated[
         str | None, typer.Option(help="Only methods that learn from this kind: pairs, …")
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DIMENSION=VALUE", help="Only methods with this value (repeatable)."),
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(metavar="DIMENSION", help=f"Group by one of: {', '.join(DIMENSIONS)}."),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -62,9 +83,63 @@ def list_methods(
         if set(tag or ()) <= set(entry.get("tags", ()))
         and feedback in (None, entry.get("feedback"))
     }
+    for text in only or ():
+        chosen = _only(chosen, entries, *assigned(text, "--only"))
+    if by is not None:
+        _grouped(chosen, by, json)
+        return
     if json:
         emit([{"id": id, **entry} for id, entry in chosen.items()])
         return
+    _listed(chosen)
+    say(f"\n{_count(chosen)}. More of one: polyalign methods show NAME")
+
+
+Entries = Mapping[str, Mapping[str, Any]]
+
+
+def _values(entry: Mapping[str, Any], dimension: str) -> list[str]:
+    """What a method is in one of the taxonomy's dimensions; unknown for what is not loaded."""
+    found = entry.get("tags") if dimension == "tag" else entry.get("taxonomy", {}).get(dimension)
+    return list(found or ())
+
+
+def _known(dimension: str) -> str:
+    if dimension not in DIMENSIONS:
+        raise OptionError(
+            f"Methods are not told apart by '{dimension}'.", nearest(dimension, DIMENSIONS)
+        )
+    return dimension
+
+
+def _only(chosen: Entries, entries: Entries, dimension: str, value: str) -> dict[str, Any]:
+    _known(dimension)
+    values = {v for entry in entries.values() for v in _values(entry, dimension)}
+    if value not in values:
+        raise OptionError(f"No method has {dimension}={value}.", nearest(value, values))
+    return {id: entry for id, entry in chosen.items() if value in _values(entry, dimension)}
+
+
+def _grouped(chosen: Entries, by: str, json: bool) -> None:
+    """The methods under each value of a dimension; one with several values stands under each."""
+    _known(by)
+    values = sorted({v for entry in chosen.values() for v in _values(entry, by)})
+    groups = {v: {i: e for i, e in chosen.items() if v in _values(e, by)} for v in values}
+    if json:
+        emit({v: [{"id": id, **e} for id, e in part.items()] for v, part in groups.items()})
+        return
+    say(f"{by}: {DIMENSIONS[by]}")
+    for value, members in groups.items():
+        told = CONCERNS.get(value) if by == "concern" else None
+        say(f"\n{value}{f' ({told})' if told else ''}: {_count(members)}")
+        _listed(members)
+
+
+def _count(entries: Entries) -> str:
+    return f"{len(entries)} method{'' if len(entries) == 1 else 's'}"
+
+
+def _listed(entries: Entries) -> None:
     rows = [
         (
             id,
@@ -73,10 +148,9 @@ def list_methods(
             entry["title"],
             ", ".join(entry.get("tags", ())),
         )
-        for id, entry in chosen.items()
+        for id, entry in entries.items()
     ]
-    table(["method", "learns from", "keeps a", "what it does", "tags"], rows)
-    say(f"\n{len(rows)} methods. More of one: polyalign methods show NAME")
+    table(["method", "reads", "keeps a", "what it does", "tags"], rows)
 
 
 @methods.command(epilog=epilog("polyalign methods show dpo", "polyalign methods show grpo --json"))
@@ -103,7 +177,9 @@ def show(
             console.print(Text(f"{label}: ", style="bold").append(rest.strip(), style="not bold"))
         else:
             console.print(Text(part))
-    facts = [("learns from", entry.get("feedback", "")), *_needs(entry)]
+    reads = "learns from" if entry["kind"] == "train" else "reads"
+    facts = [(reads, entry.get("feedback", "")), *_needs(entry)]
+    facts += [(n, ", ".join(v)) for n, v in entry.get("taxonomy", {}).items() if n in TOLD]
     if entry.get("aliases"):
         facts.append(("also called", ", ".join(entry["aliases"])))
     if entry.get("tags"):
@@ -121,8 +197,11 @@ def show(
             [(n, spelled(spec.get("default")), bounds(spec)) for n, spec in hyper.items()],
         )
     example = next((f" {n}={spelled(s['default'])}" for n, s in hyper.items()), "")
-    say(f"\npolyalign train {id} --model MODEL --data FILE --output RUN{example}")
+    say(f"\n{usage(id, entry)}{example}")
 
+
+TOLD = ("objective", "link", "margin", "regularisation", "concern")
+"""Dimensions of the taxonomy that one method's page tells beside the rest."""
 
 LABELS = ("Formula", "When", "When not", "Limits", "Deviations", "Source")
 
@@ -146,6 +225,8 @@ def bounds(spec: Mapping[str, Any]) -> str:
     """
     if "anyOf" in spec:
         return " or ".join(bounds(one) for one in spec["anyOf"])
+    if spec.get("type") == "array":
+        return f"{bounds(spec['items'])}; several with commas"
     if "enum" in spec:
         return " | ".join(map(str, spec["enum"]))
     if "const" in spec:
@@ -163,6 +244,8 @@ def bounds(spec: Mapping[str, Any]) -> str:
 
 def spelled(value: Any) -> str:
     """A value as it is typed after name=."""
+    if isinstance(value, list):
+        return ",".join(map(spelled, value)) or "none"
     return (
         "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     )

@@ -11,7 +11,7 @@ import typer
 from polyalign.cli.group import epilog
 from polyalign.cli.lab import LAB as LAB
 from polyalign.cli.lab import lab as lab
-from polyalign.cli.methods import Json
+from polyalign.cli.methods import Json, complete_measurement
 from polyalign.cli.options import assigned
 from polyalign.cli.progress import Progress, waiting
 from polyalign.cli.screen import emit, out, results_only, say
@@ -25,12 +25,28 @@ EVALUATE = epilog(
     "polyalign evaluate smollm2 --data held-out.jsonl --json",
     "polyalign evaluate runs/grpo --data prompts.jsonl --judge reward.py:score --n 4",
     "polyalign evaluate runs/dpo --data prompts.jsonl --judge verifier --baseline smollm2",
+    "polyalign evaluate runs/dpo --data held-out.jsonl --with likelihood-overopt k=20",
 )
 
 
 def evaluate(
     subject: Subject,
-    data: Annotated[list[str], typer.Option("--data", "-d", help="Held-out feedback.")],
+    hyper: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="name=value", help="Options of the measurement in --with."),
+    ] = None,
+    data: Annotated[
+        list[str] | None, typer.Option("--data", "-d", help="Held-out feedback (needed).")
+    ] = None,
+    measurement: Annotated[
+        str | None,
+        typer.Option(
+            "--with",
+            metavar="NAME",
+            help="One measurement instead: polyalign methods --only kind=measure",
+            autocompletion=complete_measurement,
+        ),
+    ] = None,
     judge: Annotated[
         str | None, typer.Option(help="verifier, FILE.py:function, or a reward-model folder.")
     ] = None,
@@ -66,21 +82,33 @@ def evaluate(
 
     Pairs give ranking accuracy and calibration, demonstrations perplexity, a judge the win rate.
     """
-    from polyalign.evaluation.api import evaluate as measure
+    from polyalign.api import evaluate as measure
 
+    if not data:
+        raise OptionError("The option 'data' is missing.", "Add --data FILE.")
     mapping = dict(assigned(text, "--columns") for text in columns or ())
+    given = dict(assigned(text, "polyalign evaluate") for text in hyper or ())
+    usual: dict[str, Any] = {"baseline": baseline, "n": n}
+    usual |= {"temperature": temperature, "top_p": top_p}
+    if measurement is not None:
+        defaults = {"baseline": None, "n": 1, "temperature": 1.0, "top_p": 1.0}
+        for name, value in usual.items():
+            if value != defaults[name]:
+                raise OptionError(
+                    f"--{name.replace('_', '-')} has no effect beside --with {measurement}.",
+                    "Leave it out.",
+                )
+        usual = {}
     with results_only(), Progress("loading") as watcher:
         found = measure(
             subject,
             data,
-            baseline=baseline,
+            method=measurement,
+            hyper=given,
             judge=judge,
             reference=reference,
-            n=n,
             samples=samples,
             max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
             limit=limit,
             columns=mapping or None,
             beta=beta,
@@ -89,6 +117,7 @@ def evaluate(
             dtype=dtype,
             trust_remote_code=trust_remote_code,
             progress=watcher.progress,
+            **usual,
         )
     if json:
         emit(found)

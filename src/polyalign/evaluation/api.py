@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ import numpy as np
 
 from polyalign.engine.storage import write_json_atomic
 from polyalign.errors import DataError, OptionError
+from polyalign.evaluation.bench import Bench, Measured
+from polyalign.evaluation.bench import prompts_of as prompts_of
 from polyalign.evaluation.generation import Judged, Samples, compared, contest, draw, judged
 from polyalign.evaluation.likelihood import divergence, perplexity
 from polyalign.evaluation.ranking import MEANING, accuracy_gain, ranking
 from polyalign.evaluation.scoring import BUDGET, Progress, silent
-from polyalign.evaluation.subject import Subject, open_subject
+from polyalign.evaluation.subject import Subject, open_subject, same_tokens
 from polyalign.feedback.payloads import canonical
 from polyalign.feedback.records import Demonstration, Pair, Prompt, Record, kind_name
 from polyalign.metrics.comparison import paired_difference
@@ -73,12 +76,7 @@ def evaluate(
     out: dict[str, Any] = {
         "subject": subject.name,
         "reference": subject.reference_name,
-        "data": {
-            "source": source,
-            "kind": kind_name(type(records[0])),
-            "records": len(records),
-            "rejected": rejected,
-        },
+        "data": _told(records, source, rejected),
         "seed": seed,
         "meaning": MEANING,
     }
@@ -120,20 +118,102 @@ def evaluate(
         raise OptionError("A baseline was given but no judge.", "Add judge=… to compare answers.")
     out["seconds"] = round(time.monotonic() - began, 1)
     if save and subject.folder is not None:
-        write_json_atomic(subject.folder / "evaluation.json", out)
+        before = _saved(subject.folder)
+        _save(subject.folder, out | {k: before[k] for k in ("with",) if k in before})
     return out
 
 
-def prompts_of(records: Sequence[Record]) -> list[Prompt]:
-    """Each distinct prompt of any records once, with its row's columns."""
-    found: dict[str, Prompt] = {}
-    for record in records:
-        prompt = getattr(record, "prompt", None)
-        if prompt is not None:
-            if not isinstance(record, Prompt):
-                record = Prompt(key=record.key, prompt=prompt, meta=record.meta)
-            found.setdefault(canonical(prompt), record)
-    return list(found.values())
+def measure(
+    run_or_model: str | Path | Policy,
+    data: str | Path | Sequence[str | Path] | Sequence[Record],
+    name: str,
+    measurement: Callable[[Bench], Measured],
+    *,
+    options: Mapping[str, Any] | None = None,
+    feedback: type[Record] = Prompt,
+    reference: str | Path | Policy | None = None,
+    judge: Any = None,
+    samples: int = 64,
+    max_new_tokens: int = 128,
+    limit: int | None = None,
+    columns: Mapping[str, str] | None = None,
+    beta: float | None = None,
+    seed: int = 0,
+    batch_tokens: int = BUDGET,
+    device: str | None = None,
+    dtype: str | None = None,
+    trust_remote_code: bool = False,
+    save: bool = True,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """One measurement of a run's final model, or of any model, as plain data under its ``name``.
+
+    A run's ``evaluation.json`` keeps it beside what was measured before, unless ``save`` is False.
+    ``options`` are written down with it. Raises :class:`PolyalignError` for what the user can mend,
+    among it data that do not hold the kind of ``feedback`` that it reads.
+    """
+    began = time.monotonic()
+    if samples < 0:
+        raise OptionError(f"samples={samples} is not allowed.", "samples >= 0.")
+    records, source, rejected = _records(data, limit, columns)
+    if feedback is Pair and not isinstance(records[0], Pair):
+        raise DataError(
+            f"{name} reads pairs, and {source} holds {kind_name(type(records[0]))}.",
+            "Give pairs (prompt, chosen, rejected).",
+        )
+    load: dict[str, Any] = {"device": device, "dtype": dtype}
+    load["trust_remote_code"] = trust_remote_code
+    subject = open_subject(run_or_model, reference=reference, **load)
+    if beta is not None:
+        subject = replace(subject, beta=beta)
+
+    def beside(other: str) -> Subject:
+        found = open_subject(other, **load)
+        same_tokens(subject.policy, found.policy, other)
+        return found
+
+    bench = Bench(
+        subject,
+        records,
+        beside,
+        _judge(judge),
+        samples,
+        max_new_tokens,
+        seed,
+        batch_tokens,
+        progress,
+    )
+    found = measurement(bench).to_json() | {
+        "subject": subject.name,
+        "reference": subject.reference_name,
+        "options": dict(options or {}),
+        "data": _told(records, source, rejected),
+        "seed": seed,
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    if save and subject.folder is not None:
+        before = _saved(subject.folder)
+        _save(subject.folder, before | {"with": {**before.get("with", {}), name: found}})
+    return {"with": {name: found}}
+
+
+def _told(records: Sequence[Record], source: str, rejected: int) -> dict[str, Any]:
+    """The data in a few words."""
+    kind = kind_name(type(records[0]))
+    return {"source": source, "kind": kind, "records": len(records), "rejected": rejected}
+
+
+def _saved(folder: Path) -> dict[str, Any]:
+    """What was measured of a run before; nothing where the file is not there or damaged."""
+    try:
+        found = json.loads((folder / "evaluation.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _save(folder: Path, found: dict[str, Any]) -> None:
+    write_json_atomic(folder / "evaluation.json", found)
 
 
 def _records(

@@ -33,6 +33,13 @@ LARGE_KL = 25.0
 """Nats a sequence. Best-of-16 sampling costs 1.8; careful online learning ends below 20."""
 
 
+PATIENCE = 2
+"""Evaluations in a row that a falling pair of indicators has to show."""
+
+LEAST_FALL = 1e-3
+"""Share by which they fall at least: evaluation repeats its examples, so little is needed."""
+
+
 def advise(history: Sequence[Row], samples: Sequence[Row] = ()) -> list[Advice]:
     """What stands out in a run's rows, the gravest first.
 
@@ -195,6 +202,46 @@ def overfitted(history: Sequence[Row]) -> Advice | None:
     )
 
 
+def scattered(history: Sequence[Row]) -> Advice | None:
+    """The likeliest tokens lose mass and entropy together while the margin grows."""
+    at = turning_point(history)
+    if at is None:
+        return None
+    return Advice(
+        "overoptimisation",
+        f"Since step {at} the likeliest tokens of preferred answers lose both probability and "
+        "entropy while the margin still grows: the model spreads over unlikely tokens, which has "
+        "been seen to come before worse answers. Compare samples of before and after that step, "
+        "and stop near it if they got worse, or hold the model closer to its reference.",
+        at,
+    )
+
+
+def turning_point(history: Sequence[Row], patience: int = PATIENCE) -> int | None:
+    """The first evaluation after which ``patience`` in a row brought less top-k mass and less
+    top-k entropy with a larger margin; its step, or None.
+
+    A falling entropy with rising mass is plain sharpening and no sign of it.
+    Source: arXiv 2410.11677.
+    """
+    names = ("eval_top_mass", "eval_top_entropy", "eval_rewards/margins")
+    columns = [dict(series(history, name)) for name in names]
+    steps = sorted(set(columns[0]).intersection(*columns[1:]))
+    points = [tuple(column[step] for column in columns) for step in steps]
+    bad = 0
+    for at in range(1, len(points)):
+        (mass, entropy, margin), (was_mass, was_entropy, was_margin) = points[at], points[at - 1]
+        turns = (
+            was_mass - mass > LEAST_FALL * was_mass
+            and was_entropy - entropy > LEAST_FALL * was_entropy
+            and margin > was_margin
+        )
+        bad = bad + 1 if turns else 0
+        if bad == patience:
+            return steps[at - patience]
+    return None
+
+
 def drifted(history: Sequence[Row]) -> Advice | None:
     """Sampled answers become much longer or shorter."""
     sizes = series(history, "completions/mean_length")
@@ -256,6 +303,7 @@ RULES: tuple[Callable[[Sequence[Row]], Advice | None], ...] = (
     displaced,
     far,
     overfitted,
+    scattered,
     still,
     alike,
     drifted,

@@ -34,7 +34,7 @@ class Perplexity:
 
     def to_json(self) -> dict[str, Any]:
         """Perplexity exp(total nats / total steps) with interval over prompts, and nats a step."""
-        nats = _ratio(self.nll, self.steps, self.cluster)
+        nats = per_step(self.nll, self.steps, self.cluster)
         # NaN where there is nothing; exp overflows only for a broken model.
         value, low, high = (math.exp(min(x, 700.0)) for x in (nats.value, nats.low, nats.high))
         perplexity = Estimate(value, low, high, nats.n, nats.clusters, nats.level)
@@ -92,7 +92,7 @@ class DivergenceEstimate:
             "unfinished": self.unfinished,
             "kl": bootstrap(self.k1, self.cluster).to_json(),
             "kl_k3": bootstrap(self.k3, self.cluster).to_json(),
-            "kl_per_step": _ratio(self.k1, self.steps, self.cluster).to_json(),
+            "kl_per_step": per_step(self.k1, self.steps, self.cluster).to_json(),
         }
 
 
@@ -125,7 +125,7 @@ def divergence(
     )
 
 
-def _ratio(total: Floats, steps: Floats, cluster: Sequence[str]) -> Estimate:
+def per_step(total: Floats, steps: Floats, cluster: Sequence[str]) -> Estimate:
     """Sum of totals / sum of steps, with a bootstrap interval over clusters."""
     n, k = len(total), len(set(cluster))
     if n == 0 or steps.sum() == 0:

@@ -118,7 +118,7 @@ def open_beside(policy: Policy, what: str | Path, **load: Any) -> Policy:
     Raises :class:`ModelError` when its tokens are others, so that the same rows mean other texts.
     """
     other = _other(what, load)
-    _same_tokens(policy, other, str(what))
+    same_tokens(policy, other, str(what))
     return other
 
 
@@ -128,7 +128,8 @@ def _beside(policy: Policy, what: str | Path | Policy, load: dict[str, Any]) -> 
     return open_beside(policy, what, **load)
 
 
-def _same_tokens(policy: Policy, other: Policy, name: str) -> None:
+def same_tokens(policy: Policy, other: Policy, name: str) -> None:
+    """Raise :class:`ModelError` where two language models have different vocabularies."""
     mine, theirs = (getattr(p, "tokenizer", None) for p in (policy, other))
     if mine is not None and theirs is not None and mine.get_vocab() != theirs.get_vocab():
         raise ModelError(

@@ -9,6 +9,8 @@ import importlib
 import importlib.util
 import json
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from importlib.resources import files
@@ -18,30 +20,67 @@ from typing import TYPE_CHECKING, Any
 from polyalign.errors import OptionError, nearest
 
 if TYPE_CHECKING:
-    from polyalign.recipe import Declaration
+    from polyalign.recipe import Declaration, Header, Measure
 
 GROUP = "polyalign.methods"
 """Entry-point group in which other packages offer declarations."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of method: what it does to a policy, in the third person, and its command."""
+
+    does: str
+    infinitive: str
+    command: str
+
+
+KINDS = {
+    "train": Kind(
+        "trains a policy", "train", "polyalign train {id} --model MODEL --data FILE --output RUN"
+    ),
+    "measure": Kind(
+        "measures a policy", "measure", "polyalign evaluate RUN_OR_MODEL --data FILE --with {id}"
+    ),
+}
+"""The kinds of methods by name, each with the command that uses it."""
+
+
+def usage(id: str, entry: Mapping[str, Any]) -> str:
+    """The command that uses a method."""
+    return KINDS[entry["kind"]].command.format(id=id)
+
 
 AMBIGUOUS = {
     "aotpair": ("aot", "aot with form=unpaired (what TRL up to 0.27 called aot_pair)"),
     "dapo": ("dapo-advantage", "grpo with aggregation=dapo eps_high=0.28"),
     "rdpo": ("r-dpo", "rdpo-refined", "dpo with loss=robust"),
     "sdpo": ("sdpo (stepwise references)", "sdpo-segment"),
+    "tpo": ("triple-po", "tree-po"),
     "spo": ("spo-sequential", "spo-self", "spo-minimax", "spo-diffusion"),
 }
 """Names that mean several methods, folded, with what each may mean."""
 
 OPTIONS = {
     "aotunpaired": ("aot", "form=unpaired"),
+    "apozerounpaired": ("kto", "zero_point=none"),
+    "asftbeta": ("daa-blur", "link=pointwise"),
+    "biasednca": ("nca", "form=biased"),
     "cdpo": ("dpo", "loss=cdpo label_smoothing=0.1"),
     "cispo": ("grpo", "surrogate=cispo aggregation=dapo beta=0"),
     "drgrpo": ("grpo", "aggregation=dr_grpo scale=none beta=0"),
+    "exopair": ("exo", "form=pref"),
+    "exopref": ("exo", "form=pref"),
     "gspo": ("grpo", "level=sequence aggregation=gspo eps_low=0.0003 eps_high=0.0004 beta=0"),
     "hinge": ("slic", "form=hinge-norm"),
+    "jsdpo": ("f-dpo", "divergence=js"),
+    "ncapair": ("nca", "form=pair"),
+    "orpobeta": ("daa-blur", "link=pairwise"),
     "robustdpo": ("dpo", "loss=robust label_smoothing=0.1"),
     "tdpo1": ("tdpo", "variant=tdpo1"),
     "tdpo2": ("tdpo", "variant=tdpo2"),
+    "tripo": ("tr-dpo", "base=ipo"),
+    "trkto": ("tr-dpo", "base=kto"),
 }
 """Names that are a method at certain options, folded: method and options."""
 
@@ -54,6 +93,10 @@ NOT_TRAINED = {
         "does not train: it chooses among answers",
         "polyalign evaluate RUN --data FILE --judge JUDGE --n 4 (its best_of_n)",
     ),
+    "dposurvey": (
+        "does not train: it is the taxonomy of the methods",
+        "polyalign methods --by concern (or another of its dimensions)",
+    ),
     "merge": (
         "does not train: it folds an adapter into its model",
         "polyalign model merge RUN --output FOLDER",
@@ -61,16 +104,11 @@ NOT_TRAINED = {
 }
 """Names that people look for among the methods, folded: what they are, and the command."""
 
-    "apozerounpaired": ("kto", "zero_point=none"),
-    "biasednca": ("nca", "form=biased"),
 
 def fold(name: str) -> str:
     """A name without case, hyphens, underscores and spaces.
-    "exopair": ("exo", "form=pref"),
-    "exopref": ("exo", "form=pref"),
 
     >>> fold("Sim_PO") == fold("simpo")
-    "ncapair": ("nca", "form=pair"),
     True
     """
     return "".join(c for c in name.lower() if c not in "-_ ")
@@ -90,28 +128,58 @@ def _entry_points() -> dict[str, EntryPoint]:
 def catalogue() -> dict[str, dict[str, Any]]:
     """What is known of every method by id, without importing any.
 
-    Each entry has ``title``, ``arxiv``, ``aliases``, ``tags``, ``feedback``, ``family``, ``verb``,
-    ``hyper`` (name to type, bounds, default), ``doc`` and ``needs``; methods of other packages
-    have ``title`` and ``verb`` only until they are loaded.
+    Each entry has ``title``, ``arxiv``, ``aliases``, ``tags``, ``feedback``, ``family``, ``kind``,
+    ``hyper`` (name to type, bounds, default), ``doc`` and ``taxonomy``; one that trains has
+    ``needs`` and ``stages``. Methods of other packages have ``title`` and ``kind`` only until they
+    are loaded.
     """
     found = {name: dict(entry) for name, entry in _index().items()}
     for name, point in _entry_points().items():
-        found.setdefault(name, {"title": f"(from {point.value})", "verb": "train", "aliases": []})
+        found.setdefault(name, {"title": f"(from {point.value})", "kind": "train", "aliases": []})
     return found
 
 
-def get(name: str, verb: str = "train") -> Declaration:
-    """The declaration of an id, an alias (case and underscores do not matter) or
+def get(name: str) -> Declaration:
+    """The method that trains, of an id, an alias (case and underscores do not matter) or
     ``FILE.py:function``.
 
-    Raises :class:`OptionError` as :func:`named` does, and for the wrong ``verb``.
+    Raises :class:`OptionError` as :func:`named` does, and for a method of another kind.
     """
+    from polyalign.recipe import Declaration
+
+    found = find(name, "train")
+    assert isinstance(found, Declaration)
+    return found
+
+
+def measurement(name: str) -> Measure:
+    """The method that measures, by the same names and with the same errors as :func:`get`."""
+    from polyalign.recipe import Measure
+
+    found = find(name, "measure")
+    assert isinstance(found, Measure)
+    return found
+
+
+def find(name: str, kind: str) -> Header:
+    """The method of a name and one of :data:`KINDS`."""
     if ".py:" in name:
-        return _from_file(name)
-    id, entry = named(name)
-    if entry["verb"] != verb:
-        raise OptionError(f"'{name}' does not {verb}.", f"Use: polyalign {entry['verb']} {id}")
-    return _load(id)
+        found = _from_file(name)
+    else:
+        id, entry = named(name)
+        if entry["kind"] != kind and "family" in entry:
+            raise _other_kind(name, kind, id, entry["kind"])
+        found = _load(id)
+    if found.kind != kind:
+        raise _other_kind(name, kind, name if ".py:" in name else found.id, found.kind)
+    return found
+
+
+def _other_kind(name: str, wanted: str, id: str, kind: str) -> OptionError:
+    use = KINDS[kind].command.format(id=id)
+    return OptionError(
+        f"'{name}' does not {KINDS[wanted].infinitive}: it {KINDS[kind].does}.", f"Use: {use}"
+    )
 
 
 def named(name: str) -> tuple[str, dict[str, Any]]:
@@ -142,7 +210,7 @@ def named(name: str) -> tuple[str, dict[str, Any]]:
     return names[key], entries[names[key]]
 
 
-def _load(id: str) -> Declaration:
+def _load(id: str) -> Header:
     entry = _index().get(id)
     if entry is None:
         return _checked(id, _entry_points()[id].load())
@@ -152,7 +220,7 @@ def _load(id: str) -> Declaration:
     return _checked(f"{module.__name__}:{id}", REGISTRY[id])
 
 
-def _from_file(name: str) -> Declaration:
+def _from_file(name: str) -> Header:
     where, _, attribute = name.rpartition(":")
     path = Path(where).expanduser().resolve()
     if not path.is_file():
@@ -180,10 +248,10 @@ def _from_file(name: str) -> Declaration:
     return _checked(name, getattr(module, attribute))
 
 
-def _checked(name: str, found: Any) -> Declaration:
-    from polyalign.recipe import Declaration
+def _checked(name: str, found: Any) -> Header:
+    from polyalign.recipe import Header
 
-    if not isinstance(found, Declaration):
+    if not isinstance(found, Header):
         raise OptionError(
             f"{name} is a {type(found).__name__} and no method.",
             "Decorate it with @polyalign.method(...).",

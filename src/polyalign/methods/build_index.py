@@ -14,7 +14,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 import polyalign.methods
-from polyalign.recipe import REGISTRY, Declaration, kind_name
+from polyalign.methods.taxonomy import describe
+from polyalign.recipe import REGISTRY, Declaration, Header, kind_name
 from polyalign.types import Needs
 
 NO_DECLARATIONS = {"arrays", "build_index", "lists", "numeric", "taxonomy", "transitions"}
@@ -22,7 +23,12 @@ INDEX = Path(__file__).with_name("index.json")
 
 
 def declarations() -> dict[str, Declaration]:
-    """Every declaration of this package by id, in the order of ids."""
+    """Every method of this package that trains by id, in the order of ids."""
+    return {id: d for id, d in headers().items() if isinstance(d, Declaration)}
+
+
+def headers() -> dict[str, Header]:
+    """Every method of this package by id, of all kinds, in the order of ids."""
     names = [m.name for m in pkgutil.iter_modules(polyalign.methods.__path__) if not m.ispkg]
     for name in names:
         if name not in NO_DECLARATIONS:
@@ -33,14 +39,9 @@ def declarations() -> dict[str, Declaration]:
     return dict(sorted(own.items()))
 
 
-def entry(declared: Declaration) -> dict[str, Any]:
+def entry(declared: Header) -> dict[str, Any]:
     """One method's entry: plain JSON."""
     hints = declared.hints()
-    method = declared()
-    total = Needs()
-    for stage in method.stages:
-        for update in stage.updates:
-            total = total | update.objective.needs
     return {
         "title": declared.title,
         "arxiv": declared.arxiv,
@@ -48,12 +49,29 @@ def entry(declared: Declaration) -> dict[str, Any]:
         "tags": list(declared.tags),
         "feedback": kind_name(declared.feedback),
         "family": declared.family,
-        "verb": "train",
+        "kind": declared.kind,
         "hyper": {
-            name: {"default": parameter.default, **TypeAdapter(hints[name]).json_schema()}
+            name: {"default": _plain(parameter.default), **TypeAdapter(hints[name]).json_schema()}
             for name, parameter in declared.schema.items()
         },
         "doc": declared.doc,
+        "taxonomy": describe(declared),
+        **(_trained(declared) if isinstance(declared, Declaration) else {}),
+    }
+
+
+def _plain(default: Any) -> Any:
+    return list(default) if isinstance(default, tuple) else default
+
+
+def _trained(declared: Declaration) -> dict[str, Any]:
+    """What an entry says of training: needs of all stages together, and their number."""
+    method = declared()
+    total = Needs()
+    for stage in method.stages:
+        for update in stage.updates:
+            total = total | update.objective.needs
+    return {
         "needs": {
             **{
                 name: sorted(getattr(total, name))
@@ -68,10 +86,10 @@ def entry(declared: Declaration) -> dict[str, Any]:
 
 def text() -> str:
     """The whole index as it should stand in the file."""
-    index = {id: entry(declared) for id, declared in declarations().items()}
+    index = {id: entry(declared) for id, declared in headers().items()}
     return json.dumps(index, indent=1, ensure_ascii=False, sort_keys=False) + "\n"
 
 
 if __name__ == "__main__":
     INDEX.write_text(text(), encoding="utf-8")
-    print(f"{len(declarations())} methods in {INDEX}")
+    print(f"{len(headers())} methods in {INDEX}")

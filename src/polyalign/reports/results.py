@@ -25,7 +25,7 @@ class Line:
 def results(run: RunData) -> list[Line]:
     """Measures with intervals from evaluation.json, else the first and last held-out figures."""
     found = run.evaluation
-    out = [*_ranked(found), *_others(found), *_judgement(found)]
+    out = [*_ranked(found), *_others(found), *_judgement(found), *_measured(found)]
     for name, label in (
         ("eval_loss", "Loss on held-out examples"),
         ("eval_rewards/accuracies", "Preference accuracy on held-out pairs, during training"),
@@ -125,6 +125,29 @@ def _judgement(found: Mapping[str, Any]) -> list[Line]:
             Line("Mean length of answers (tokens)", words.number(was), words.number(now), "", "")
         )
     return out
+
+
+def _measured(found: Mapping[str, Any]) -> list[Line]:
+    """The figures of each measurement that was made beside the usual ones."""
+    out = []
+    for one in (found.get("with") or {}).values():
+        for figure in one.get("figures") or ():
+            share = bool(figure.get("share"))
+            change = figure.get("change")
+            told = _points(change) if share else words.estimate(change) if change else ""
+            before, after = (_told(figure.get(side), share) for side in ("before", "after"))
+            hint, n = str(figure.get("hint", "")), str(figure.get("n", ""))
+            out.append(Line(str(figure["measure"]), before, after, told, n, hint))
+    return out
+
+
+def _told(value: Any, share: bool) -> str:
+    """An estimate's plain data, a bare number, or nothing."""
+    if value is None:
+        return ""
+    if isinstance(value, Mapping):
+        return words.estimate(value, share)
+    return words.percent(value) if share else words.number(value)
 
 
 def _points(gain: Mapping[str, Any] | None) -> str:

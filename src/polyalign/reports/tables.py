@@ -77,11 +77,13 @@ def evaluation_table(found: Mapping[str, Any]) -> Table:
     from pathlib import Path
 
     lines = results(RunData(Path("."), str(found.get("subject", "")), evaluation=dict(found)))
-    against = found.get("reference")
-    title = f"{display(found.get('subject', 'model'))}"
+    one: Mapping[str, Any] = next(iter((found.get("with") or {}).values()), {})
+    about = {**one, **found}
+    against = about.get("reference")
+    title = f"{display(about.get('subject', 'model'))}"
     if against:
         title += f" against {display(against)}"
-    data = found.get("data") or {}
+    data = about.get("data") or {}
     caption = "Brackets hold 95 % intervals, resampling prompts."
     if data.get("rejected"):
         caption += f" {words.count(int(data['rejected']), 'malformed row')} left out."
