@@ -64,7 +64,8 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
                 **limits,
                 **chosen,
             )
-            after = ranking(run.policy(), None, held_out)
+            trained = LanguagePolicy.from_pretrained(run.folder / "final", frozen=True, **limits)
+            after = ranking(trained, None, held_out)
             after = replace(after, chosen_ref=base.chosen, rejected_ref=base.rejected)
             first, last = _ends(run.metrics)
             row = {

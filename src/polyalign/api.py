@@ -158,10 +158,11 @@ def _run(declaration: Any, config: Any, watcher: Any, resume: bool, replan: bool
     from polyalign.reports.model_card import write_model_card
     from polyalign.runs.training import train as run
 
-    folder = run(declaration, config, watcher=watcher, resume=resume, replan=replan)
-    if processes.rank() == 0:
-        write_model_card(folder.path)
-        report([folder.path], folder / "report.html")
+    with processes.joined():
+        folder = run(declaration, config, watcher=watcher, resume=resume, replan=replan)
+        if processes.rank() == 0:
+            write_model_card(folder.path)
+            report([folder.path], folder / "report.html")
     return Run(folder.path)
 
 

@@ -57,6 +57,10 @@ class Interrupted(PolyalignError):
     exit_code = 130
 
 
+class Elsewhere(PolyalignError):
+    """Another process of the same run could not go on; that one says why."""
+
+
 class PolyalignWarning(UserWarning):
     """Something is risky but allowed; the run goes on."""
 

@@ -17,8 +17,15 @@ from polyalign.cli.faults import explain
 from polyalign.cli.group import epilog, group
 from polyalign.cli.methods import methods
 from polyalign.cli.model import model
-from polyalign.cli.screen import mistake, one_line_warnings, screen, silence_libraries
+from polyalign.cli.screen import (
+    first_process,
+    mistake,
+    one_line_warnings,
+    screen,
+    silence_libraries,
+)
 from polyalign.cli.train import EXAMPLES, Train, train
+from polyalign.errors import Elsewhere, Interrupted
 
 PROGRAM = "polyalign"
 COMPLETE = "_POLYALIGN_COMPLETE"
@@ -58,7 +65,7 @@ def global_options(
     ] = False,
 ) -> None:
     """Turn feedback into a better policy: every published alignment method, on one engine."""
-    screen.debug, screen.quiet = debug, quiet
+    screen.debug, screen.quiet = debug, quiet or not first_process()
 
 
 app.command("doctor", epilog=epilog("polyalign doctor", "polyalign doctor --json"))(doctor)
@@ -79,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     front = [option for option in ANYWHERE if option in arguments]
     arguments = front + [word for word in arguments if word not in ANYWHERE]
-    screen.debug, screen.quiet = "--debug" in front, "--quiet" in front
+    screen.debug = "--debug" in front
+    screen.quiet = "--quiet" in front or not first_process()
     silence_libraries()
     _complete_and_leave()
     command = typer.main.get_command(app)
@@ -102,7 +110,8 @@ def _told(error: BaseException) -> int:
     if screen.debug:
         traceback.print_exception(error)
     fault = explain(error)
-    mistake(fault.what, fault.mend)
+    if first_process() or not isinstance(error, (Elsewhere, Interrupted)):
+        mistake(fault.what, fault.mend)
     return fault.status
 
 

@@ -31,6 +31,11 @@ class Screen:
 screen = Screen()
 
 
+def first_process() -> bool:
+    """Whether this process speaks: the only one, or the first of those that a launcher started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def out() -> Console:
     """Where results go."""
     return _console(sys.stdout)

@@ -12,7 +12,7 @@ from polyalign.cli.group import epilog
 from polyalign.cli.methods import Json, complete_method
 from polyalign.cli.options import assigned, near_option, read_yaml, values_of, with_flags
 from polyalign.cli.progress import Progress, span
-from polyalign.cli.screen import emit, figure, note, results_only, say, table
+from polyalign.cli.screen import emit, figure, first_process, note, results_only, say, table
 from polyalign.errors import OptionError, RunError
 
 EXAMPLES = epilog(
@@ -94,6 +94,8 @@ def train(
         return
     with results_only(), Progress("getting ready") as watcher:
         run = api.train(name, watcher=watcher, resume=resume is not None, replan=replan, **values)
+    if not first_process():
+        return
     if json:
         emit(summary(run))
     else:

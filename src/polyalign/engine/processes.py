@@ -1,13 +1,48 @@
-"""What several processes must agree on; with one process everything here is the identity."""
+"""What several processes must agree on; with one process everything here is the identity.
+
+Processes are started by ``torchrun`` (or anything else that sets RANK, WORLD_SIZE, LOCAL_RANK,
+MASTER_ADDR and MASTER_PORT); every process holds the whole policy and a share of each step's units.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from polyalign.errors import Elsewhere, PolyalignError, RunError
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Within, the processes that a launcher started are one group; alone, nothing happens.
+
+    On GPUs each process takes the one of its LOCAL_RANK. Raises :class:`RunError` when the
+    launcher's variables do not make a group.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    try:
+        # Numbers about a step are summed on the CPU, gradients where they lie.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
+    except (ValueError, RuntimeError) as error:
+        raise RunError(
+            f"The {os.environ['WORLD_SIZE']} processes cannot meet ({str(error).splitlines()[0]}).",
+            "Start them with: torchrun --nproc-per-node N -m polyalign train …",
+        ) from None
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def count() -> int:
@@ -50,6 +85,42 @@ def gather(value: Any) -> list[Any]:
     everyone: list[Any] = [None] * count()
     dist.all_gather_object(everyone, value)
     return everyone
+
+
+def first(make: Callable[[], Any]) -> Any:
+    """What ``make`` gives in process 0, for every process; the others wait for it.
+
+    A :class:`PolyalignError` there is raised there, and :class:`Elsewhere` in the others.
+    """
+    made: list[Any] = [None]
+    with agreed():
+        if rank() == 0:
+            made = [make()]
+    if count() > 1:
+        dist.broadcast_object_list(made, src=0)
+    return made[0]
+
+
+@contextmanager
+def agreed() -> Iterator[None]:
+    """Leave together: where one process raises a :class:`PolyalignError`, none goes on.
+
+    The first that failed raises its error, the others :class:`Elsewhere`. Within, nothing may be
+    asked of other processes after something that can fail.
+    """
+    mistake: PolyalignError | None = None
+    try:
+        yield
+    except PolyalignError as error:
+        if count() == 1:
+            raise
+        mistake = error
+    failed = [place for place, bad in enumerate(gather(mistake is not None)) if bad]
+    if not failed:
+        return
+    if mistake is not None and rank() == failed[0]:
+        raise mistake
+    raise Elsewhere(f"Process {failed[0]} of this run could not go on.", "See what it says.")
 
 
 def mine(items: list[Any]) -> list[Any]:

@@ -15,6 +15,7 @@ from polyalign.feedback.units import Unit, assemble, make_units, order
 from polyalign.loops.context import Context
 from polyalign.loops.length import per_epoch, steps_of
 from polyalign.loops.session import Session
+from polyalign.objectives.watched import watched
 from polyalign.types import Batch, Needs
 
 
@@ -78,6 +79,8 @@ def evaluate(session: Session) -> dict[str, float]:
     batch = draw(assemble(units, session.policy.encode), needs, 0, "eval")
     update = next(u for u in session.stage.updates if "policy" in u.trains)
     index = session.stage.updates.index(update)
+    if "top_mass" in session.policy.offers and "chosen" in update.objective.needs.roles:
+        update = replace(update, objective=watched(update.objective))
     report = session.engine.evaluate(update, batch, session.states[index])
     return {"loss": report.loss, **report.metrics}
 
@@ -108,12 +111,17 @@ def stage_records(session: Session) -> Sequence[Record]:
         records = session.records
     else:
         name = f"stage-{session.position['stage']}-records"
-        kept = session.hooks.get(name)
-        if kept is None:
+
+        def make() -> list[Any]:
             made: Sequence[Record] = list(session.records)
             for step in source.steps:
                 made = step(made, Context(session))
-            kept = [dump(record) for record in made]
+            return [dump(record) for record in made]
+
+        # One process makes them: samples of two devices may differ in the last bit.
+        known = session.hooks.get(name)
+        kept = processes.first(lambda: make() if known is None else known)
+        if processes.gather(known is None)[0]:
             session.hooks.put(name, kept)
         records = [load(data) for data in kept]
     if not len(records):

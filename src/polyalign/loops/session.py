@@ -65,8 +65,11 @@ class Hooks(Protocol):
         """The session's state is complete here: save it if due, stop if asked."""
         ...
 
-    def put(self, name: str, value: Any) -> None:
-        """Keep a tree (tensors and plain data) under a name, for a later process."""
+    def put(self, name: str, value: Any, own: bool = False) -> None:
+        """Keep a tree (tensors and plain data) under a name, for a later process.
+
+        All processes of a run keep the same, together, unless it is a process's ``own``.
+        """
         ...
 
     def get(self, name: str) -> Any | None:
@@ -90,7 +93,7 @@ class Quiet:
 
     def boundary(self, session: Session) -> None: ...
 
-    def put(self, name: str, value: Any) -> None:
+    def put(self, name: str, value: Any, own: bool = False) -> None:
         self.kept[name] = value
 
     def get(self, name: str) -> Any | None:
@@ -155,7 +158,7 @@ class Session:
         stage, index = self.stage, self.position["stage"]
         if stage.start == "start" and index > 0 and self.position["stage_step"] == 0:
             self.policy.load(self.hooks.get("stage-0-start") or {})
-        if len(self.method.stages) > 1 and self.hooks.get(f"stage-{index}-start") is None:
+        if len(self.method.stages) > 1 and not self._has(f"stage-{index}-start"):
             self.hooks.put(f"stage-{index}-start", self._policy_tensors())
         self.cast.references = {
             name: self._reference(stage.reference(name)) for name in self._reference_names(stage)
@@ -228,6 +231,10 @@ class Session:
         frozen = self.policy.freeze()
         self.policy.load(now)
         return frozen
+
+    def _has(self, name: str) -> bool:
+        """Whether something is kept under a name, as the first process sees it."""
+        return bool(processes.gather(self.hooks.get(name) is not None)[0])
 
     def _policy_tensors(self) -> dict[str, Tensor]:
         return {name: value.clone().cpu() for name, value in self.policy.tensors().items()}
@@ -328,11 +335,12 @@ class Session:
         for name in sorted(wanted & set(self.caches)):
             refs[name], new = self.caches[name].fill(batch, lambda b: cut(b, self.settings.budget))
             if new:
-                self.hooks.put(self._chunk(name, self.position["stage_step"]), new)
+                self.hooks.put(self._chunk(name, self.position["stage_step"]), new, own=True)
         return replace(batch, refs=refs)
 
     def _chunk(self, name: str, step: int) -> str:
-        return f"refs/stage-{self.position['stage']}/{name}/{step}"
+        share = f"-{processes.rank()}of{processes.count()}" if processes.count() > 1 else ""
+        return f"refs/stage-{self.position['stage']}/{name}/{step}{share}"
 
     # State
 

@@ -126,20 +126,24 @@ class FolderHooks:
     def boundary(self, session: Session) -> None:
         step = session.position["step"]
         due = self.config.save_every and step % self.config.save_every == 0
-        if due or self.stopping:
-            self.save(session)
-        if self.stopping:
+        # A signal may reach one process before another; they stop at the same boundary.
+        stopping = next((why for why in processes.gather(self.stopping) if why), None)
+        if due or stopping:
+            processes.first(lambda: self.save(session))
+        if stopping:
             raise Interrupted(
-                f"Stopped by {self.stopping} after step {step}; everything is saved.",
+                f"Stopped by {stopping} after step {step}; everything is saved.",
                 f"Continue with: polyalign train --resume {self.folder.path}",
             )
         if session.loop_state.get("early", {}).get("bad", 0) >= self.config.patience:
-            self.save(session)
+            processes.first(lambda: self.save(session))
             raise Ended
 
-    def put(self, name: str, value: Any) -> None:
-        if processes.rank() == 0:
+    def put(self, name: str, value: Any, own: bool = False) -> None:
+        def write() -> None:
             checkpoint.save(self.folder / "kept" / name, {"value": value}, step=0, keep=1)
+
+        write() if own else processes.first(write)
 
     def get(self, name: str) -> Any | None:
         folder = self.folder / "kept" / name
@@ -154,7 +158,7 @@ class FolderHooks:
     def save(self, session: Session) -> None:
         """Write a checkpoint of this boundary, once."""
         step = session.position["step"]
-        if self.saved == step or processes.rank() != 0:
+        if self.saved == step:
             return
         checkpoint.save(
             self.folder / "checkpoints", session.state(), step=step, keep=self.config.keep
@@ -189,9 +193,13 @@ class FolderHooks:
 
     def rewind(self, step: int) -> None:
         """Forget rows that a resumed run will write again."""
-        for name in ("metrics.jsonl", "advice.jsonl"):
-            if (self.folder / name).exists():
-                truncate_lines(self.folder / name, lambda row: row.get("step", 0) <= step)
+
+        def forget() -> None:
+            for name in ("metrics.jsonl", "advice.jsonl"):
+                if (self.folder / name).exists():
+                    truncate_lines(self.folder / name, lambda row: row.get("step", 0) <= step)
+
+        processes.first(forget)
         self.history = self.folder.metrics()
         self.before = max((row.get("time", 0.0) for row in self.history), default=0.0)
         self.given = {line["code"] for line in read_lines(self.folder / "advice.jsonl")}

@@ -85,16 +85,22 @@ def prepare(
     records, refused, notes = read_records(config.data, declaration, config)
     folder = RunFolder(config.output)
     folder.create()
-    (folder / "rejects.jsonl").unlink(missing_ok=True)
-    for row in refused:
-        append_line(
-            folder / "rejects.jsonl",
-            {"file": str(row.file), "row": row.row, "field": row.field, "reason": row.reason},
-        )
+    writes = processes.rank() == 0
+    if writes:
+        (folder / "rejects.jsonl").unlink(missing_ok=True)
+        for row in refused:
+            append_line(
+                folder / "rejects.jsonl",
+                {"file": str(row.file), "row": row.row, "field": row.field, "reason": row.reason},
+            )
     policy = _policy(config)
     watcher.note(f"Model {config.model}: {_parameters(policy) / 1e6:.0f} million parameters.")
     kept, measured = survey(
-        records, policy, method, rejecter(folder / "rejects.jsonl"), watcher.progress
+        records,
+        policy,
+        method,
+        rejecter(folder / "rejects.jsonl") if writes else (lambda *_: None),
+        watcher.progress,
     )
     if len(kept) < len(records):
         notes.append(
@@ -225,19 +231,25 @@ def train(
     if folder.finished:
         watcher.note(f"{folder.path} is finished already.")
         return folder
-    ready = prepare(declaration, config, watcher, old_plan=old)
-    if old is not None and not replan:
-        compare(old, ready.plan)
+    with processes.agreed():
+        ready = prepare(declaration, config, watcher, old_plan=old)
+        if old is not None and not replan:
+            compare(old, ready.plan)
     for note in ready.plan["notes"]:
         watcher.note(note)
-    if processes.rank() == 0:
+
+    def write_plan() -> None:
         if old is not None and any(old.get(n) != ready.plan[n] for n in ("model", "dtype")):
             # Reference values that were kept belong to weights that are no longer the start.
             shutil.rmtree(folder / "kept" / "refs", ignore_errors=True)
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         write_text_atomic(folder / "config.yaml", text)
         write_json_atomic(folder / "plan.json", ready.plan)
-    loggers = Loggers(folder.path, config.loggers, config.model_dump(mode="json"))
+
+    processes.first(write_plan)
+    # One process writes the copies as it writes the record.
+    copies = config.loggers if processes.rank() == 0 else ()
+    loggers = Loggers(folder.path, copies, config.model_dump(mode="json"))
     hooks = FolderHooks(folder, config, ready.plan["steps"], watcher, loggers)
     session = Session(
         _maker(ready),
