@@ -19,6 +19,7 @@ from torch import Tensor
 
 from polyalign.errors import DataError, NeedsError, nearest
 from polyalign.feedback.records import (
+    OTHER_ANSWERS,
     Binary,
     Demonstration,
     Pair,
@@ -133,10 +134,14 @@ def fields_of(record: Record) -> dict[str, float | tuple[float, ...]]:
 def fault(record: Record, needs: Needs) -> str | None:
     """Why nothing can be learnt from an example under these needs; None where it can.
 
-    A list to compare needs two answers, and numbers must lie within their bounds.
+    A list to compare needs two answers, a pair the further ones that are asked of it, and numbers
+    must lie within their bounds.
     """
     if "answers" in needs.roles and isinstance(record, Scored) and len(record.completions) < 2:
         return "it has one answer, and the method compares several to one prompt"
+    if isinstance(record, Pair):
+        for role in sorted(needs.roles & set(OTHER_ANSWERS) - set(record.others)):
+            return f"it has no column '{role}', {OTHER_ANSWERS[role]}"
     numbers = fields_of(record)
     for name, least, most in sorted(needs.bounds):
         given = numbers.get(name, ())
