@@ -42,6 +42,16 @@ class Context:
             return self.session.policy_at(self.stage)
         return self.session.policy_at(max(self.stage - 1, 0))
 
+    def encoder(self, name: str) -> Callable[[Sequence[str]], torch.Tensor]:
+        """From texts to vectors [N, D]: by the policy training began with ("policy"), or by the
+        sentence encoder of a folder.
+        """
+        from polyalign.policies.language.embedding import SentenceEncoder, states_mean
+
+        if name != "policy":
+            return SentenceEncoder(name)
+        return lambda texts: states_mean(self.session.start, texts)
+
     def kept(self, name: str, make: Callable[[], Any]) -> Any:
         """What ``make`` gives, made once in a run: later stages and a resumed run read it again."""
         found = self.session.hooks.get(name)

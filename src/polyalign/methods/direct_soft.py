@@ -52,8 +52,8 @@ def mmpo(gamma: NonNegative = 2.2, beta: Positive = 0.01) -> Method:
     `p = sig(gamma (s_w - s_l))`; least where `z = gamma (s_w - s_l)`.
     When: pairs with graded quality (columns score_chosen and score_rejected).
     When not: scores on no common scale. Limits: gamma belongs to the scale of the scores
-    (published: 2.2, 1.1 and 0.3); gamma = 0 keeps the reference. A pair whose rejected score is the higher one
-    has p < 1/2 and is learnt that way round, as in the authors' code.
+    (published: 2.2, 1.1 and 0.3); gamma = 0 keeps the reference. A pair whose rejected score is the
+    higher one has p < 1/2 and is learnt that way round, as in the authors' code.
     Deviations: none. Source: Kim et al. 2024.
     """
     return Offline(Pairwise(SumLogRatio(), scale=beta, link=SoftLogistic(ScoreGap(gamma))))
