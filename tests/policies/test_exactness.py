@@ -51,7 +51,7 @@ def test_t5_t18_a_loss_over_lengths_is_the_same_packed_padded_and_alone(id, exac
     policy = tiny.policy()
     reference = policy.freeze()
     moved(policy)
-    assert policy.trunk.layout() == "shared"
+    assert policy.trunk.layout() == "packed"
     packed = step(policy, reference, id, PAIRS)
     policy.trunk._layout = reference.trunk._layout = "plain"
     assert step(policy, reference, id, PAIRS) == pytest.approx(packed, rel=1e-10)

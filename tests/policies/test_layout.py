@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from polyalign.policies.language import attention
 from polyalign.policies.language.adapters import LoraSpec
 from polyalign.policies.language.layout import lay, passes
 from polyalign.types import Row, Rows
@@ -44,7 +45,7 @@ def by_hand(policy, pairs=PAIRS) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("lora", [None, LoraSpec(r=2, alpha=4)], ids=["whole", "lora"])
-@pytest.mark.parametrize("kind", ["plain", "shared"])
+@pytest.mark.parametrize("kind", ["plain", "shared", "packed"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_t18_each_layout_gives_the_log_probabilities_and_gradients_of_rows_alone(
     family, kind, lora, exact
@@ -52,7 +53,7 @@ def test_t18_each_layout_gives_the_log_probabilities_and_gradients_of_rows_alone
     policy = tiny.policy(family, lora=lora)
     if lora is not None:
         stirred(policy)
-    assert policy.trunk.layout() == "shared"
+    assert policy.trunk.layout() == "packed"
     assert policy.trunk.splits
     policy.trunk._layout = kind
     rows = rows_of(policy)
@@ -88,13 +89,23 @@ def test_t18_sliding_windows_bound_the_shared_layout_too(exact):
     torch.testing.assert_close(ours, by_hand(policy, PAIRS[1:2])[0], rtol=0, atol=1e-10)
 
 
-def test_a_model_that_refuses_the_shared_mask_is_scored_one_sequence_a_row(caplog):
-    policy = tiny.policy(dtype=torch.float32)
-    trunk = policy.trunk
+def test_a_model_that_shares_wrongly_is_scored_one_sequence_a_row(caplog, monkeypatch):
+    from transformers import AttentionInterface
+
+    def refusing(*args, **kwargs):
+        raise ValueError("not this one")
+
+    attention._register()
+    monkeypatch.setitem(AttentionInterface._global_mapping, attention.NAME, refusing)
+    trunk = tiny.policy(dtype=torch.float32).trunk
+    with caplog.at_level("INFO"):
+        assert trunk.layout() == "shared"
+    assert "one group a row, as it cannot be packed (not this one)" in caplog.text
+    trunk = tiny.policy(dtype=torch.float32).trunk
     trunk._form = lambda sees: sees & torch.eye(sees.shape[-1], dtype=torch.bool)
     with caplog.at_level("INFO"):
         assert trunk.layout() == "plain"
-    assert "sharing a context differs" in caplog.text
+    assert "one sequence a row, as rows shared differ by" in caplog.text
 
 
 def test_a_model_whose_logits_are_not_head_times_states_uses_its_own_logits(exact, caplog):

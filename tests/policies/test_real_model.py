@@ -37,7 +37,7 @@ def rows(policy):
 
 
 def test_the_shared_layout_holds_and_equals_the_models_own_logits(policy, rows):
-    assert policy.trunk.layout() == "shared"
+    assert policy.trunk.layout() == "packed"
     assert policy.trunk.splits
     with torch.no_grad():
         logp = policy.score(rows).logp

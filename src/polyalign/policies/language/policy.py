@@ -162,7 +162,7 @@ class LanguagePolicy:
                 nearest(name, LAW | AGAINST | ROW),
             )
         n, t = rows.mask.shape
-        kind = self.trunk.layout()
+        kind = self.trunk.layout(rows)
         states, own = self.states(rows, kind)
         reference = None
         if two_laws(want):
@@ -199,7 +199,7 @@ class LanguagePolicy:
         A place is an index into [N * T]. The steps are in the order of their places, so two
         policies' states belong together.
         """
-        kind = kind or self.trunk.layout()
+        kind = kind or self.trunk.layout(rows)
         states, places = [], []
         for index in passes(rows, kind):
             laid = lay(rows, kind, index).to(self.device)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from polyalign.policies.language import attention
 from polyalign.policies.language.layout import Kind, Laid, lay
 from polyalign.policies.language.logprobs import Head, token_quantities
 from polyalign.types import Row, Rows
@@ -36,11 +37,13 @@ class Trunk:
         self.config = model.config.get_text_config()
         self.splits = _head(model) is not None
         self._layout: Kind | None = None
+        self._narrow: int | None = None
+        self._told = False
 
     def of(self, model: Any) -> Trunk:
         """The same for a copy of the model."""
         other = Trunk(model, self.autocast)
-        other.splits, other._layout = self.splits, self._layout
+        other.splits, other._layout, other._narrow = self.splits, self._layout, self._narrow
         return other
 
     @property
@@ -53,12 +56,27 @@ class Trunk:
         head = _head(self.model) if self.splits else None
         return head or Head()
 
-    def layout(self) -> Kind:
-        """The best layout that this model computes exactly; checked at the first call."""
+    def layout(self, rows: Rows | None = None) -> Kind:
+        """The best layout that this model computes exactly (these rows); checked at first call."""
         if self._layout is None:
             with torch.no_grad():
                 self._layout = self._check()
+        if self._layout == "packed" and self._narrow is not None and rows is not None:
+            longest = max((len(context) for context in rows.contexts), default=0)
+            if longest + rows.mask.shape[1] > self._narrow:
+                self._say_narrow()
+                return "plain"
         return self._layout
+
+    def _say_narrow(self) -> None:
+        if not self._told:
+            log.info(
+                "%s: rows longer than its sliding window of %d are one sequence each, as its "
+                "layers do not name the window to their attention.",
+                type(self.model).__name__,
+                self._narrow,
+            )
+        self._told = True
 
     def states(self, laid: Laid) -> Tensor:
         """The states [M, H] that predict the own steps of a layout (or their logits [M, V])."""
@@ -68,7 +86,8 @@ class Trunk:
             "position_ids": laid.positions,
         }
         module = self.model.base_model if self.splits else self.model
-        out = self.call(module, arguments)
+        with attention.packed(self.config, laid.row):
+            out = self.call(module, arguments)
         sequence = out.last_hidden_state if self.splits else out.logits
         return sequence.flatten(0, 1)[laid.where]
 
@@ -93,6 +112,8 @@ class Trunk:
         return torch.zeros(0, width, device=self.device, dtype=self.model.dtype)
 
     def _mask(self, laid: Laid) -> Any:
+        if laid.kind == "packed":
+            return None
         if laid.kind == "plain":
             # Padding is on the right, where causal attention never looks: nothing to mask, and no
             # query without a key.
@@ -130,34 +151,51 @@ class Trunk:
                     "%s: states times head are not the model's logits; using its own logits.",
                     type(self.model).__name__,
                 )
-        return "shared" if self._shares(rows, tolerance) else "plain"
+        return self._best(rows, tolerance)
 
-    def _shares(self, rows: Rows, tolerance: float) -> bool:
+    def _best(self, rows: Rows, tolerance: float) -> Kind:
+        """The first layout that gives the same numbers as one sequence a row."""
         name = type(self.model).__name__
-        attention = getattr(self.config, "_attn_implementation", None)
+        implementation = getattr(self.config, "_attn_implementation", None)
         types = set(getattr(self.config, "layer_types", None) or ())
-        if attention not in ("sdpa", "eager"):
-            log.info("%s: one sequence a row, as attention is %s.", name, attention)
-            return False
+        if implementation not in ("sdpa", "eager"):
+            log.info("%s: one sequence a row, as attention is %s.", name, implementation)
+            return "plain"
         if types - {"full_attention", "sliding_attention"}:
             log.info("%s: one sequence a row, as it has layers of %s.", name, sorted(types))
-            return False
-        try:
-            shared = self._logp(rows, "shared")
-        except Exception as error:  # whatever a foreign forward pass raises at an unknown mask
-            log.info("%s: one sequence a row, as it refuses a mask of its own (%s).", name, error)
-            return False
-        gap = float((shared - self._logp(rows, "plain")).abs().max())
-        if not gap <= tolerance:
-            log.info("%s: one sequence a row, as sharing a context differs by %.1e.", name, gap)
-            return False
-        return True
+            return "plain"
+        plain = self._logp(rows, "plain")
+        kinds: tuple[tuple[Kind, str], ...] = (
+            ("packed", "one group a row"),
+            ("shared", "one sequence a row"),
+        )
+        for kind, instead in kinds:
+            try:
+                gap = float((self._logp(rows, kind) - plain).abs().max())
+            except Exception as error:  # whatever a foreign forward pass raises
+                brief = (str(error).splitlines() or [type(error).__name__])[0]
+                log.info("%s: %s, as it cannot be %s (%s).", name, instead, kind, brief)
+                continue
+            if gap <= tolerance:
+                return kind
+            log.info("%s: %s, as rows %s differ by %.1e.", name, instead, kind, gap)
+        return "plain"
 
     def _logp(self, rows: Rows, kind: Kind) -> Tensor:
         laid = lay(rows, kind).to(self.device)
         targets = rows.steps.to(self.device).flatten()[laid.own]
         logp = token_quantities(self.states(laid), self.head, targets)["logp"]
+        if laid.row is not None:
+            self._narrow = self._unnamed(laid.row.windows)
         return logp[laid.own.argsort()]
+
+    def _unnamed(self, named: list[int | None]) -> int | None:
+        """The sliding window, if layers that have one do not tell their attention."""
+        window = getattr(self.config, "sliding_window", None)
+        types = getattr(self.config, "layer_types", None)
+        layers = int(self.config.num_hidden_layers)
+        has = [t == "sliding_attention" for t in types] if types else [True] * layers
+        return None if named == [window if x else None for x in has] else window
 
     def _few(self) -> Rows:
         """Two rows of one context and one of another, of fixed tokens."""
@@ -173,19 +211,28 @@ class Trunk:
 
         for layer in self.model.modules():
             if isinstance(layer, GradientCheckpointingLayer):
-                layer.forward = _Again(layer.forward)
+                layer.forward = _Again(layer.forward, self.config)
 
 
 class _Again:
     """A layer's forward pass that keeps its inputs only."""
 
-    def __init__(self, forward: Callable[..., Any]) -> None:
+    def __init__(self, forward: Callable[..., Any], config: Any) -> None:
         self.forward = forward
+        self.config = config
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.is_grad_enabled():
-            return checkpoint(self.forward, *args, use_reentrant=False, **kwargs)
-        return self.forward(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            return self.forward(*args, **kwargs)
+        # The row is remembered too: the backward pass runs after it has been left.
+        row = attention.current()
+        config = self.config
+
+        def again(*args: Any, **kwargs: Any) -> Any:
+            with attention.packed(config, row):
+                return self.forward(*args, **kwargs)
+
+        return checkpoint(again, *args, use_reentrant=False, **kwargs)
 
 
 def _head(model: Any) -> Head | None:
