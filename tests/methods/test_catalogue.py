@@ -84,7 +84,7 @@ def test_names_that_mean_several_methods_list_them_and_are_not_guessed(name):
     assert all(candidate in str(caught.value) for candidate in AMBIGUOUS[fold(name)])
 
 
-@pytest.mark.parametrize("name", ["cdpo", "gspo", "Dr-GRPO", "cispo", "robust-dpo"])
+@pytest.mark.parametrize("name", ["cdpo", "gspo", "Dr-GRPO", "cispo", "RWR"])
 def test_a_methods_option_taken_for_a_method_is_told_how_to_ask_for_it(name):
     with pytest.raises(OptionError, match="at certain options"):
         get(name)

@@ -54,7 +54,7 @@ def usage(id: str, entry: Mapping[str, Any]) -> str:
 AMBIGUOUS = {
     "aotpair": ("aot", "aot with form=unpaired (what TRL up to 0.27 called aot_pair)"),
     "dapo": ("dapo-advantage", "grpo with aggregation=dapo eps_high=0.28"),
-    "rdpo": ("r-dpo", "rdpo-refined", "dpo with loss=robust"),
+    "rdpo": ("r-dpo", "rdpo-refined", "robust-dpo"),
     "sdpo": ("sdpo (stepwise references)", "sdpo-segment"),
     "tpo": ("triple-po", "tree-po"),
     "spo": ("spo-sequential", "spo-self", "spo-minimax", "spo-diffusion"),
@@ -76,7 +76,8 @@ OPTIONS = {
     "jsdpo": ("f-dpo", "divergence=js"),
     "ncapair": ("nca", "form=pair"),
     "orpobeta": ("daa-blur", "link=pairwise"),
-    "robustdpo": ("dpo", "loss=robust label_smoothing=0.1"),
+    "rewardconditionedsft": ("offline-rlhf", "form=dt"),
+    "rwr": ("offline-rlhf", "form=rwr"),
     "tdpo1": ("tdpo", "variant=tdpo1"),
     "tdpo2": ("tdpo", "variant=tdpo2"),
     "tripo": ("tr-dpo", "base=ipo"),
