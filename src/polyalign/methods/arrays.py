@@ -131,6 +131,7 @@ class Side:
     mask: Tensor
     ref: Tensor | None = None
     old: Tensor | None = None
+    others: dict[str, Tensor] = field(default_factory=dict)
     signals: dict[str, Tensor] = field(default_factory=dict)
     draws: dict[str, Tensor] = field(default_factory=dict)
     counted: bool = True
@@ -176,6 +177,8 @@ def read_side(
         refuse_sums(reader, s, needs)
         side = _from_sums(reader, s, given[0], needs, length, even)
     side.draws = read_draws(reader, s, side.mask, needs)
+    for other in sorted(needs.references - {"ref"}):
+        side.others[other] = _other_reference(reader, f"{other}{s}", side.mask)
     if not empty and not bool(side.mask.any(-1).all()):
         row = int((~side.mask.any(-1)).nonzero()[0, 0])
         raise NumericsError(
@@ -183,6 +186,16 @@ def read_side(
             "Leave out empty completions; the mask must be true somewhere in every row.",
         )
     return side
+
+
+def _other_reference(reader: Reader, name: str, mask: Tensor) -> Tensor:
+    """Another reference's log-probabilities [B, T]; sums [B] are spread over the steps."""
+    value = reader.want(name, "another policy's log-probabilities, summed [B] or by step [B, T]")
+    if value.dim() != 1:
+        return _by_step(reader, name, value, mask)
+    reader.shape(name, value, (len(mask),))
+    reader.finite(name, value)
+    return torch.where(mask, (value / mask.sum(-1).clamp(min=1)).unsqueeze(-1), 0.0)
 
 
 def _from_sums(reader: Reader, s: str, name: str, needs: Needs, length: int, even: bool) -> Side:
@@ -360,7 +373,10 @@ def join(
         mask=stack([side.mask for side in all_sides]),
         weight=weight,
         roles=roles,
-        refs={"ref": stack([s.ref for s in all_sides if s.ref is not None])} if with_ref else {},
+        refs={
+            **({"ref": stack([s.ref for s in all_sides if s.ref is not None])} if with_ref else {}),
+            **{name: stack([s.others[name] for s in all_sides]) for name in all_sides[0].others},
+        },
         old=stack([s.old for s in all_sides if s.old is not None])
         if all_sides[0].old is not None
         else None,

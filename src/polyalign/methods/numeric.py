@@ -235,7 +235,7 @@ class Numeric:
         return {name: value.reshape(units) for name, value in given.items()}
 
 
-def objective(id: str, update: str | None = None, **hyper: Any) -> Numeric:
+def objective(id: str, update: str | None = None, *, stage: int = 0, **hyper: Any) -> Numeric:
     """A method's loss as a function of arrays in its card's notation, in float64.
 
     ``id`` and ``hyper`` are as for training. Arrays go by name, as a mapping or as keywords:
@@ -263,6 +263,8 @@ def objective(id: str, update: str | None = None, **hyper: Any) -> Numeric:
     ``weight`` [B] weighs examples. Masked entries may hold anything. A method with several updates
     (oreo, sac) gives the sum of their losses; ``update`` picks one by what it trains
     ("policy", "value", …). Each update's constants are constants, so gradients do not mix.
+    ``stage`` picks a later stage's losses, counted from 0; a further reference NAME (the start's
+    ``pi0`` in spo-sequential's stage 1) is given as ``NAME_w``, ``NAME_l``.
 
     >>> import polyalign
     >>> dpo = polyalign.objective("dpo", beta=0.1)
@@ -270,15 +272,19 @@ def objective(id: str, update: str | None = None, **hyper: Any) -> Numeric:
     >>> round(result.value, 6), result.gradients["lp_w"].round(6).tolist()
     (0.693147, [-0.05])
 
-    Raises :class:`OptionError` for an unknown method, hyper-parameter or update.
+    Raises :class:`OptionError` for an unknown method, hyper-parameter, update or stage.
     """
     method = get(id)(**hyper)
     assert method.declaration is not None
-    updates = method.stages[0].updates
+    if not 0 <= stage < len(method.stages):
+        raise OptionError(
+            f"{id} has no stage {stage}.", f"Stages are 0 to {len(method.stages) - 1}."
+        )
+    updates = method.stages[stage].updates
     if update is not None:
         updates = tuple(u for u in updates if update in u.trains)
         if not updates:
-            valid = {name for u in method.stages[0].updates for name in u.trains}
+            valid = {name for u in method.stages[stage].updates for name in u.trains}
             raise OptionError(f"{id} has no update that trains '{update}'.", nearest(update, valid))
     return Numeric(method.declaration.id, method, updates)
 
