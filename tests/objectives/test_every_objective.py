@@ -23,6 +23,29 @@ VARIANTS = {
     "tdpo": [{}, {"variant": "tdpo1"}],
     "oreo": [{}, {"level": "step"}, {"level": "response"}, {"alpha": 0.0}],
     "sft": [{"reduction": r} for r in ("token", "sequence", "sum")],
+    "wpo": [{}, {"alignment": "greedy"}, {"alignment": "none", "clip_max": 2.0}],
+    "sampo": [{}, {"keep_eos": True}, {"shared_mask": False}, {"form": "averaged"}],
+    "bmc": [{}, {"form": "code"}, {"exclude_stopwords": False}],
+    "robust-dpo": [{}, {"loss": "squared"}, {"loss": "hinge"}],
+    "implicit-reward-sft": [
+        *({"f": f} for f in ("pearson", "tv", "hellinger", "reverse-kl", "js")),
+        {"saturate": True},
+    ],
+    "dpo-kernels": [
+        {},
+        {"kernel": "mixture", "divergence": "renyi"},
+        {"kernel": "polynomial", "divergence": "js", "link": "identity"},
+        {"kernel": "mahalanobis", "divergence": "hellinger"},
+        {"kernel": "spectral", "divergence": "bhattacharyya"},
+        {"alpha": 0.0},
+        {"gamma": 0.0, "divergence": "forward-kl"},
+    ],
+    "offline-rlhf": [
+        {},
+        {"form": "rwr"},
+        {"form": "rwr", "normalise": "none", "reduction": "sum"},
+        {"form": "rwr", "reduction": "sequence"},
+    ],
     "grpo": [
         {},
         {"beta": 0.0, "aggregation": "dapo", "delta": 3.0},
@@ -68,6 +91,13 @@ def make(objective, seed=0, dtype=torch.float64):
             name: torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=dtype) for name in objective.needs.fields
         },
         segment=torch.arange(T).expand(n, T) // 2,
+        draws={
+            name: torch.rand(n, T, generator=draw, dtype=torch.float64)
+            for name in sorted(objective.needs.draws)
+        },
+        modules={
+            name: lambda: torch.zeros(6, dtype=torch.float64) for name in objective.needs.modules
+        },
     )
 
 
@@ -126,6 +156,7 @@ def test_T12_T27_what_is_masked_does_not_leak_whatever_it_holds(objective):
         refs={k: torch.where(clean.mask, v, torch.nan) for k, v in clean.refs.items()},
         old=torch.where(clean.mask, clean.old, torch.inf),
         signals={k: torch.where(clean.mask, v, torch.nan) for k, v in clean.signals.items()},
+        draws={k: torch.where(clean.mask, v, torch.nan) for k, v in clean.draws.items()},
     )
     torch.testing.assert_close(
         reduce(evaluate(objective, dirty)), reduce(evaluate(objective, clean))
@@ -149,6 +180,7 @@ def test_T3_T4_T5_padding_on_either_side_changes_nothing(objective):
         old=pad(scores.old),
         signals={k: pad(v) for k, v in scores.signals.items()},
         segment=pad(scores.segment),
+        draws={k: pad(v) for k, v in scores.draws.items()},
     )
     torch.testing.assert_close(
         reduce(evaluate(objective, wide)), reduce(evaluate(objective, scores))
