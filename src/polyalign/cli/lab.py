@@ -55,14 +55,18 @@ def lab(
 
     plain = json or markdown
     page = output or (None if plain or every else Path("lab.html"))
+    refused: dict[str, str] = {}
     with results_only(), Progress() as bars:
         rows = perform(
             methods,
             world=world,
             hyper=hyper,
             sweep=page is not None,
+            refused=refused if every else None,
             progress=lambda name, done, total: bars.progress("methods tried", done, total),
         )
+    for name, why in refused.items():
+        say(f"not tried: {name}. {why}")
     from polyalign.reports import lab as shown
 
     if json:

@@ -116,11 +116,11 @@ def _in_world(known: Iterable[Known], world: str) -> list[Known]:
     return here or moved[:1] or [replace(STATIONARY, world=world)]
 
 
-def build(known: Known) -> World:
+def build(known: Known, declared: Declaration) -> World:
     """The world of an experiment; small unless it says otherwise."""
     small = {"bandit": {"responses": 5}, "loglinear": {"instructions": 4, "responses": 5}}
     made: World = WORLDS[known.world](**{**small.get(known.world, {}), **known.make})
-    return made
+    return known.labels(made, declared.validate(known.hyper)) if known.labels else made
 
 
 def perform(method: str, known: Known, name: str = "", sweep: bool = False) -> LabResult:
@@ -129,7 +129,8 @@ def perform(method: str, known: Known, name: str = "", sweep: bool = False) -> L
     Raises :class:`OptionError` where the world cannot give the method's feedback.
     """
     begin = time.perf_counter()
-    declared, world = get(method), build(known)
+    declared = get(method)
+    world = build(known, declared)
     run = attempt(declared, known, world)
     law = known.law(world, run.hyper) if known.law and isinstance(world, Discrete) else None
     if law is not None and isinstance(world, Discrete):
@@ -139,7 +140,7 @@ def perform(method: str, known: Known, name: str = "", sweep: bool = False) -> L
     else:
         distance = run.stationarity()
     point = world.point(run.policy) if isinstance(world, Discrete) else None
-    points = swept(declared, known, world) if sweep and known.strength else []
+    points = swept(declared, known) if sweep and isinstance(world, Discrete) else []
     return LabResult(
         name or method,
         method,
@@ -164,7 +165,9 @@ def perform(method: str, known: Known, name: str = "", sweep: bool = False) -> L
 
 def attempt(declared: Declaration, known: Known, world: World) -> LabRun:
     """Train as an experiment says, through the loops and, where it is smooth, to the last digit."""
-    feedback = known.feedback or POPULATIONS.get(declared.feedback)
+    feedback = known.feedback or POPULATIONS.get(
+        declared(**known.hyper).feedback or declared.feedback
+    )
     try:
         records = feedback(world) if feedback else ()
     except AttributeError:
@@ -193,19 +196,22 @@ def attempt(declared: Declaration, known: Known, world: World) -> LabRun:
     return run
 
 
-def swept(declared: Declaration, known: Known, world: World) -> list[Point]:
+def swept(declared: Declaration, known: Known) -> list[Point]:
     """The reward-KL curve: the method at multiples of its strength, with the distance to theory."""
-    if not isinstance(world, Discrete) or known.strength is None:
+    name = known.strength
+    if name is None:
         return []
-    name, points = known.strength, []
-    middle = float(known.hyper.get(name, declared.schema[name].default))
+    points = []
+    middle = float(declared.validate(known.hyper)[name])
     for factor in SWEEP:
         value = middle * factor
         one = replace(known, hyper={**known.hyper, name: value})
         try:
+            world = build(one, declared)
             run = attempt(declared, one, world)
         except PolyalignError:
             continue  # Outside what the option or the numbers allow; the curve is shorter there.
+        assert isinstance(world, Discrete)
         law = known.law(world, run.hyper) if known.law else None
         place = world.point(run.policy)
         distance = None if law is None else world.distance(run.policy, law)
@@ -228,14 +234,24 @@ def lab(
     hyper: Mapping[str, Any] | None = None,
     sweep: bool = False,
     progress: Progress | None = None,
+    refused: dict[str, str] | None = None,
 ) -> list[dict[str, Any]]:
-    """The laboratory's table, one plain dictionary a row; all methods when no name is given."""
+    """The laboratory's table, one plain dictionary a row; all methods when no name is given.
+
+    With ``refused``, methods that the world's feedback does not suffice for are left out and put
+    there with the reason; else their :class:`PolyalignError` is raised.
+    """
     chosen = experiments(names, world, hyper)
     rows = []
     for done, (name, (method, known)) in enumerate(chosen.items()):
         if progress:
             progress(name, done, len(chosen))
-        rows.append(asdict(perform(method, known, name, sweep)))
+        try:
+            rows.append(asdict(perform(method, known, name, sweep)))
+        except PolyalignError as error:
+            if refused is None:
+                raise
+            refused[name] = error.what
     if progress:
         progress("", len(chosen), len(chosen))
     return rows

@@ -136,9 +136,14 @@ class LabRun:
         total = sum(self._gradient(batch) for batch in batches)
         return float(torch.as_tensor(total).abs().max()) / draws
 
-    def _gradient(self, batch: Batch) -> Tensor:
-        """The policy update's gradient over a batch, all parameters in one row [P]."""
+    def _gradient(self, batch: Batch, fresh: bool = False) -> Tensor:
+        """The policy update's gradient over a batch, all parameters in one row [P].
+
+        ``fresh``: the objective remembers no step, only this batch's statistic.
+        """
         state, update = self._policy_update()
+        if fresh and isinstance(update.objective, Stateful):
+            state = update.objective.start()
         parameters = list(self.session.policy.trainable().values())
         self.session.engine.backward(update, batch, state)
         flat = torch.cat([torch.zeros(p.numel()) if p.grad is None else p.grad.flatten()
@@ -158,7 +163,7 @@ class LabRun:
             len(stages) == 1
             and len(stage.updates) == 1
             and stage.updates[0].trains == ("policy",)
-            and not isinstance(stage.updates[0].objective, Stateful)
+            and stage.updates[0].objective.needs.couples != "statistics"
             and all(stream.kind == "records" for stream in stage.streams.values())
             and not any(stage.reference(n).every for n in session.cast.references)
             and sum(p.numel() for p in session.policy.trainable().values()) <= LARGEST
@@ -183,17 +188,24 @@ class LabRun:
 
         None where the policy is no table, or where more than the policy is trained.
         """
-        table = table_for(self.world, law)
-        if table is None or not self.smooth:
+        if table_for(self.world, law) is None or not self.smooth:
             return None
+        return float(self.gradient_table(law).abs().max())
+
+    def gradient_table(self, law: Tensor) -> Tensor:
+        """The population gradient by logits with the policy set to a log-law [X, Y].
+
+        A statistic of the step, where the objective has one, is that of this law.
+        """
+        table = table_for(self.world, law)
         (parameter,) = self.session.policy.trainable().values()
         now = parameter.detach().clone()
         with torch.no_grad():
-            parameter.copy_(table)
-        found = self.stationarity()
+            parameter.copy_(now if table is None else table)
+        gradient = self._gradient(self.batch(), fresh=True).reshape(parameter.shape)
         with torch.no_grad():
             parameter.copy_(now)
-        return found
+        return gradient
 
 
 def train(

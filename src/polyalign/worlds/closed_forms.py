@@ -157,3 +157,81 @@ def balanced(force: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
 
     top = bisected(lambda t: -answer(t).logsumexp(-1, keepdim=True).clamp(-FAR, FAR), like[..., :1])
     return answer(top).log_softmax(-1)
+
+
+def losers(world: Discrete) -> Tensor:
+    """The log-law of the dispreferred answer of a pair of different answers, [X, Y]."""
+    other = world.observed.mT
+    both = world.coverage.unsqueeze(-1) * world.coverage.unsqueeze(-2) * other
+    both = both * (1 - torch.eye(both.shape[-1], dtype=both.dtype))
+    return (both.sum(-1) / both.sum((-1, -2)).unsqueeze(-1)).log()
+
+
+def anchored_winners(world: Discrete, beta: float, net: Tensor) -> Tensor:
+    """What minimises ``-sum_y net(y) sig(beta log(pi/ref))``: only answers with net > 0 have mass.
+
+    ``net`` [X, Y]: how much more often an answer is good than bad. Each good one balances
+    ``net beta s (1 - s) = lambda pi``, s = sig(beta log(pi/ref)); beta at most 1.
+    """
+
+    def force(logp: Tensor) -> Tensor:
+        s = torch.sigmoid(beta * (logp - world.start))
+        return net * beta * s * (1 - s)
+
+    return balanced(force, world.start)
+
+
+def gap_of_rewards(shape: Callable[[Tensor], Tensor], difference: Tensor) -> Tensor:
+    """The gap log pi(0) - log pi(1) of two answers with shape(log pi(0)) - shape(log pi(1))
+    as given, [X]; ``shape`` rises.
+    """
+
+    def excess(gap: Tensor) -> Tensor:
+        return shape(logsigmoid(gap)) - shape(logsigmoid(-gap)) - difference
+
+    return bisected(excess, difference)
+
+
+def discounted_tails(ratios: list[Tensor], alpha: float) -> Tensor:
+    """Differences [Y, Y] of summed step rewards, what a longer answer says beyond the shorter one
+    counting ``alpha``; ``ratios`` holds each answer's steps.
+    """
+
+    def reward(own: Tensor, other: Tensor) -> Tensor:
+        shared = min(len(own), len(other))
+        return own[:shared].sum() + alpha * own[shared:].sum()
+
+    return torch.stack([torch.stack([reward(a, b) - reward(b, a) for b in ratios]) for a in ratios])
+
+
+def likelihood_ratio_matched(
+    world: Discrete, demonstrated: Tensor, weight: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """The law at which ``q(y) weight(log(pi/ref)) = lambda pi(y)``, q the demonstrations' law.
+
+    The first-order condition of imitation whose pull on an answer falls with its log-ratio.
+    """
+    return balanced(lambda logp: demonstrated.exp() * weight(logp - world.start), world.start)
+
+
+def shortfall_charged(world: Discrete, beta: float, lam: float) -> Tensor:
+    """Two answers under ``-logsig(beta (h_w - h_l - lam max(0, -h_w)))``, h = log(pi/ref), [X, 2].
+
+    In the gap t of the two log-probabilities both sides are convex, so the minimum is where
+    ``p sig(-z_01) (1 + lam [h_0 < 0] pi_1) = (1-p) sig(-z_10) (1 + lam [h_1 < 0] pi_0)``, or at
+    the reference where the difference jumps over 0 (arXiv 2402.13228, equation 3).
+    """
+    p = first_wins(world)
+
+    def slope(gap: Tensor) -> Tensor:
+        law = of_two(world, gap)
+        h, pi = law - world.start, law.exp()
+        short = (-h).clamp(min=0)
+        below = (h < 0).to(h.dtype)
+        first = torch.sigmoid(-beta * (h[:, 0] - h[:, 1] - lam * short[:, 0]))
+        other = torch.sigmoid(-beta * (h[:, 1] - h[:, 0] - lam * short[:, 1]))
+        return (1 - p) * other * (1 + lam * below[:, 1] * pi[:, 0]) - p * first * (
+            1 + lam * below[:, 0] * pi[:, 1]
+        )
+
+    return of_two(world, bisected(slope, p))

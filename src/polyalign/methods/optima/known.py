@@ -59,7 +59,8 @@ class Known:
     """One thing that theory says of a method, and where the laboratory looks for it.
 
     ``finds``: it in words. ``world`` with its options ``make``; ``feedback`` (default: the whole
-    population of the declared kind); ``hyper``. Either ``law``, the closed form, or ``measure``, a
+    population of the declared kind); ``hyper``. ``labels`` makes the world anew with preferences
+    that depend on the options. Either ``law``, the closed form, or ``measure``, a
     distance of a finished run from theory; with neither, what is checked is that the gradient over
     the population vanishes. ``strength``: the option whose sweep draws the reward-KL curve.
     """
@@ -69,6 +70,7 @@ class Known:
     make: Mapping[str, Any] = field(default_factory=dict)
     feedback: Feedback | None = None
     hyper: Mapping[str, Any] = field(default_factory=dict)
+    labels: Callable[[Any, Mapping[str, Any]], Any] | None = None
     law: Law | None = None
     measure: Measure | None = None
     tolerance: float = 1e-6
