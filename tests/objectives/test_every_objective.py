@@ -18,6 +18,22 @@ VARIANTS = {
     ],
     "ipo": [{}, {"length_average": False}],
     "slic": [{}, {"form": "hinge-norm"}],
+    "cpo": [
+        {},
+        {"form": "code", "label_smoothing": 0.1},
+        {"link": "hinge"},
+        {"link": "ipo", "alpha": 0.0},
+    ],
+    "f-dpo": [{"divergence": d} for d in ("js", "forward_kl", "alpha", "reverse_kl")],
+    "alphapo": [{}, {"alpha": 0.0}, {"alpha": -0.5}],
+    "daa-blur": [
+        {"link": link, "reward": reward, "sft_weight": 0.1}
+        for link in ("pairwise", "pointwise")
+        for reward in ("odds", "ratio", "normalised-ratio", "average")
+    ],
+    "rpo": [{}, {"form": "trl"}, {"baseline": "gold"}, {"eta": 0.0}],
+    "triple-po": [{}, {"form": "code", "loss": "tpo-l"}, {"link": "hinge", "alpha": 0.0}],
+    "wrpo": [{}, {"alpha": 0.3, "label_smoothing": 0.1}],
     "simpo": [{}, {"sft_weight": 0.5}, {"link": "hinge"}],
     "aot": [{}, {"form": "unpaired"}, {"cost": "hinge", "power": 2.0, "margin": 1.0}],
     "tdpo": [{}, {"variant": "tdpo1"}],
@@ -46,6 +62,20 @@ VARIANTS = {
         {"form": "rwr", "normalise": "none", "reduction": "sum"},
         {"form": "rwr", "reduction": "sequence"},
     ],
+    "kto": [{}, {"zero_point": "none"}],
+    "bco": [{}, {"form": "code"}, {"matching": True}],
+    "nca": [{"form": form, "beta": 0.5} for form in ("paper", "code", "pair", "biased")],
+    "dro": [{}, {"values": "prompt", "tau": 0.5}],
+    "infonca": [{"T": 0.5, "beta": 0.5}, {"form": "code"}],
+    "exo": [{}, {"form": "pref"}],
+    "lipo": [
+        {"variant": "lambda"},
+        {"variant": "pair-hinge", "pair_reduction": "mean"},
+        *({"variant": v} for v in ("list-mle", "softmax", "point-mse", "point-sigmoid")),
+    ],
+    "pro": [{}, {"form": "plackett-luce", "sft_weight": 0.0}],
+    "rrhf": [{}, {"nll": "mean", "length_penalty": 0.5}],
+    "brain": [{}, {"proposal": "given"}, {"form": "dpg"}],
     "grpo": [
         {},
         {"beta": 0.0, "aggregation": "dapo", "delta": 3.0},
@@ -65,11 +95,28 @@ def cases():
                     yield pytest.param(update.objective, id=f"{id}[{options}]/{number}")
 
 
+LIST = torch.tensor([[0, 1, 2], [3, 4, -1], [5, 6, 7], [8, -1, 9]])
+"""A list role's rows: of three, of two, and with a gap."""
+
+
+def places(roles):
+    """Row indices of each role, and how many rows there are."""
+    index, rows = {}, 0
+    for role in roles:
+        own = LIST if role == "answers" else torch.arange(U)
+        index[role] = torch.where(own >= 0, own + rows, -1)
+        rows += int((own >= 0).sum())
+    return index, rows
+
+
 def make(objective, seed=0, dtype=torch.float64):
     """Random scores with every role, reference, signal and field that an objective needs."""
     draw = torch.Generator().manual_seed(seed)
     roles = sorted(objective.needs.roles | objective.needs.statistics)
-    n = U * len(roles)
+    index, n = places(roles)
+    number = torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=dtype)
+    if "answers" in roles:
+        number = torch.tensor([[1, 0, 0.5], [0, 1, 0], [1, 1, 0], [0.5, 0, 0.25]], dtype=dtype)
     mask = torch.rand(n, T, generator=draw) < 0.7
     mask[:, 1] = True
 
@@ -81,15 +128,13 @@ def make(objective, seed=0, dtype=torch.float64):
         logp=torch.where(mask, logp, 0.0).requires_grad_(),
         mask=mask,
         weight=torch.rand(U, generator=draw, dtype=torch.float64) + 0.5,
-        roles={role: torch.arange(U) + i * U for i, role in enumerate(roles)},
+        roles=index,
         refs={name: numbers() for name in objective.needs.references},
         old=numbers(),
         signals={
             name: -numbers() if name in SIGNALS else numbers() for name in objective.needs.signals
         },
-        fields={
-            name: torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=dtype) for name in objective.needs.fields
-        },
+        fields=dict.fromkeys(objective.needs.fields, number),
         segment=torch.arange(T).expand(n, T) // 2,
         draws={
             name: torch.rand(n, T, generator=draw, dtype=torch.float64)
