@@ -29,6 +29,9 @@ STATIONARY = Known(
 SWEEP = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Multiples of an option's value along the reward-KL curve."""
 
+WHOLE = 100_000
+"""Units in a step that no population reaches, so that a step sees all of it."""
+
 Progress = Callable[[str, int, int], None]
 """Told what runs, how many are done, and of how many."""
 
@@ -176,7 +179,7 @@ def attempt(declared: Declaration, known: Known, world: World) -> LabRun:
             f"Worlds: {', '.join(WORLDS)}.",
         ) from None
     environment = known.environment(world) if known.environment else None
-    batch = known.settings.get("batch", len(records))
+    batch = known.settings.get("batch", WHOLE)
     rest = {k: v for k, v in known.settings.items() if k != "batch"}
     settings = exact(batch, known.steps, **rest)
     with warnings.catch_warnings():

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from polyalign.feedback.records import Pair
 from polyalign.methods.optima.known import Known
@@ -82,6 +83,36 @@ def _powered_odds(world: Any, options: Mapping[str, Any]) -> Tensor:
     z = closed_forms.margined_odds(closed_forms.first_wins(world), gamma, gamma)
     gap = closed_forms.gap_of_rewards(lambda a: (1 - torch.exp(-alpha * a)) / alpha, z / beta)
     return closed_forms.of_two(world, gap)
+
+
+def _embeddings(world: Bandit) -> tuple[Tensor, Tensor]:
+    """Unit embeddings of prompts [X, 3] and answers [Y, 3]."""
+    draw = torch.Generator().manual_seed(5)
+    size = (world.prompts + len(world.completions), 3)
+    rows = normalize(torch.randn(size, generator=draw, dtype=torch.float64), dim=-1)
+    return rows[: world.prompts], rows[world.prompts :]
+
+
+def _embedded(world: Bandit) -> list[Pair]:
+    """The population of pairs with the embeddings of prompt and answers."""
+    x, y = (rows.tolist() for rows in _embeddings(world))
+    return [
+        replace(
+            p,
+            meta={
+                "embedding_prompt": x[p.prompt],
+                "embedding_chosen": y[p.chosen],
+                "embedding_rejected": y[p.rejected],
+            },
+        )
+        for p in world.pairs()
+    ]
+
+
+def _kernel_tilted(world: Bandit, options: Mapping[str, Any]) -> Tensor:
+    """``kappa (h + gamma log K) = r + c``, with log K = e_x.e_y - 1 at width 1."""
+    x, y = _embeddings(world)
+    return tilt(world.start, world.reward / options["kappa"] - options["gamma"] * x @ y.T)
 
 
 KNOWN: dict[str, tuple[Known, ...]] = {
@@ -168,6 +199,22 @@ KNOWN: dict[str, tuple[Known, ...]] = {
             law=lambda w, o: closed_forms.of_two(w, closed_forms.first_wins(w).logit() / o["beta"]),
             hyper={"link": "pointwise", "beta": 0.5},
             name="pointwise",
+        ),
+    ),
+    "dpo-kernels": (
+        Known(
+            "ref exp(r/kappa - gamma e_x.e_y)/Z of unit embeddings, radial kernel, alpha 0",
+            feedback=_embedded,
+            law=_kernel_tilted,
+            hyper={"alpha": 0.0, "gamma": 0.7, "kappa": 0.5, "encoder": "given"},
+            strength="kappa",
+        ),
+        Known(
+            "no closed form with a divergence beside: the gradient over the population vanishes",
+            feedback=_embedded,
+            hyper={"alpha": 0.5, "divergence": "js", "encoder": "given"},
+            tolerance=1e-9,
+            name="divergence",
         ),
     ),
     "wpo": (

@@ -4,7 +4,8 @@ those that anchor each answer of a pair by itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -52,11 +53,53 @@ def _odds_of_two(world: Bandit, options: Mapping[str, Any]) -> Tensor:
     return closed_forms.of_two(world, closed_forms.first_wins(world).logit())
 
 
+PULLS: dict[str, Callable[[Tensor], Tensor]] = {
+    "pearson": lambda t: 1 - t / 2,
+    "reverse-kl": lambda t: torch.exp(-(t + 1)),
+}
+"""How strongly a demonstration still pulls at implicit reward t."""
+
+
+def _best_two(world: Bandit, options: Mapping[str, Any]) -> Tensor:
+    best = world.reward.topk(2, -1).indices
+    return torch.full_like(world.start, -torch.inf).scatter(-1, best, math.log(0.5))
+
+
 KNOWN: dict[str, tuple[Known, ...]] = {
     "sft": (
         Known(
             "the law of the demonstrations",
             law=lambda w, o: w.regularised(0.5),
+        ),
+    ),
+    "implicit-reward-sft": tuple(
+        Known(
+            f"demonstrated(y) {pull} = lambda pi(y), t = b log(pi/ref)",
+            law=lambda w, o: closed_forms.likelihood_ratio_matched(
+                w, w.regularised(0.5), lambda h: PULLS[o["f"]](o["b"] * h)
+            ),
+            hyper={"f": f, "b": 0.5},
+            name=f,
+        )
+        for f, pull in (("pearson", "(1 - t/2)"), ("reverse-kl", "exp(-(t+1))"))
+    ),
+    "offline-rlhf": (
+        Known(
+            "mu exp(R/temperature)/Z",
+            make={"responses": 5, "coverage": "uniform"},
+            law=lambda w, o: tilt(w.coverage.log(), w.reward / o["temperature"]),
+            hyper={"form": "rwr", "temperature": 0.8, "standardise": False},
+            strength="temperature",
+            name="weighted",
+        ),
+        Known(
+            "mu on the best two of five answers, nothing elsewhere",
+            make={"responses": 5, "coverage": "uniform"},
+            law=_best_two,
+            hyper={"form": "filter", "per": "prompt", "keep_ratio": 0.4},
+            tolerance=1e-4,
+            steps=100,
+            name="filtered",
         ),
     ),
     "kto": (
