@@ -4,13 +4,15 @@ numbers of units and embeddings.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from polyalign.errors import NumericsError, OptionError
-from polyalign.objectives.kernels import FIELDS, SIDES, Likeness
+from polyalign.objectives.kernels import FIELDS, MEASURES, SIDES, Likeness
 from polyalign.policies.language.signals import AGAINST, LAW, quantities, two_laws
 from polyalign.types import Needs, signal
 
@@ -32,13 +34,6 @@ DRAWS = {
     "subset/reference": ("v", "the reference's own random numbers in [0, 1) [B, T]"),
 }
 """Array by random number, without the side's suffix."""
-
-FIELD_ARRAYS = {
-    "score_chosen": "s_w",
-    "score_rejected": "s_l",
-    "strength": "p",
-}
-"""The cards' names of units' numbers; the number's own name is understood too."""
 
 SIDE_SUFFIX = {"chosen": "_w", "rejected": "_l"}
 
@@ -98,13 +93,19 @@ def _read(reader: Reader, name: str, why: str, mask: Tensor, trained: bool = Fal
     return torch.where(mask, reader.leaf(name) if trained else value.detach(), 0.0)
 
 
-def read_field(reader: Reader, name: str, *instead: str) -> Tensor:
-    """A number of each unit under the card's name or its own."""
-    short = FIELD_ARRAYS.get(name, name)
-    why = "one number for each example"
-    if reader.find(short) is not None and reader.find(name) is None:
-        return reader.want(short, why, *instead)
-    return reader.want(name, why, *instead, *({short} - {name}))
+def free_logits(reader: Reader, needs: Needs) -> dict[str, Callable[[], Tensor | None]]:
+    """Modules that are nothing but logits, from an array of the module's name; zeros without it."""
+    found: dict[str, Callable[[], Tensor | None]] = {}
+    for name in sorted(needs.modules):
+        given = reader.find(name)
+        if given is not None:
+            reader.finite(name, given)
+        found[name] = partial(_constant, None if given is None else reader.leaf(name))
+    return found
+
+
+def _constant(value: Tensor | None) -> Tensor | None:
+    return value
 
 
 def embedded(reader: Reader, needs: Needs) -> dict[str, Tensor]:
@@ -130,6 +131,6 @@ def embedded(reader: Reader, needs: Needs) -> dict[str, Tensor]:
         reader.shape(name, answer, tuple(prompt.shape))
         reader.finite(name, answer)
         likeness = Likeness.of(prompt, answer, precision)
-        for measure in ("dot", "distance", "mahalanobis"):
+        for measure in MEASURES:
             fields[f"{measure}_{side}"] = getattr(likeness, measure)
     return fields

@@ -42,7 +42,14 @@ SUFFIX = {
 }
 
 
-ALIASES = {"reward": ("r", "psi"), "proposal": ("lq",), "p_desirable": ("p",)}
+ALIASES = {
+    "reward": ("r", "R", "psi"),
+    "proposal": ("lq",),
+    "p_desirable": ("p",),
+    "score_chosen": ("s_w",),
+    "score_rejected": ("s_l",),
+    "strength": ("p",),
+}
 """What the cards call some of the examples' numbers."""
 
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from polyalign.errors import NumericsError, OptionError, PolyalignWarning, nearest
 from polyalign.methods import get
-from polyalign.methods.array_signals import embedded, read_field
-from polyalign.methods.arrays import SUFFIX, Reader, Side, join, read_own, read_side
+from polyalign.methods.array_signals import embedded, free_logits
+from polyalign.methods.arrays import ALIASES, SUFFIX, Reader, Side, join, read_own, read_side
 from polyalign.methods.lists import read_list
 from polyalign.methods.transitions import is_transitions, transition_losses
 from polyalign.objectives import (
@@ -166,7 +166,9 @@ class Numeric:
         if segment is not None:
             reader.shape("segment", segment, tuple(sides["own"].mask.shape))
             segment = segment.long()
-        scores = join(sides, fields, weight, segment)
+        scores = replace(
+            join(sides, fields, weight, segment), modules=free_logits(reader, needs)
+        )
         if "target" in wanted and "target" not in sides:
             scores = replace(scores, roles={**scores.roles, "target": scores.roles["chosen"]})
         _warn(self.id, needs, scores, sides)
@@ -198,7 +200,8 @@ class Numeric:
                 fields[name] = torch.where(place >= 0, value, 0.0)
                 continue
             instead = ("rewards [groups, G]",) if credit is not None else ()
-            value = read_field(reader, name, *instead)
+            why = "one number for each example"
+            value = reader.want(name, why, *instead, *ALIASES.get(name, ()))
             if value.shape[:1] != (units,) or value.dim() > (2 if name == "advantage" else 1):
                 reader.shape(name, value, (units,))
             reader.finite(name, value)
@@ -258,6 +261,12 @@ def objective(id: str, update: str | None = None, *, stage: int = 0, **hyper: An
     - bco: ``lp``, ``rf``, ``label`` [B] (and ``p``); dro: ``lp``, ``rf``, ``r``, ``value`` [B];
     - lists (infonca, nca, exo, lipo, pro, rrhf, brain): ``lp``, ``rf``, ``n``, ``r`` [U, K] (and
       ``lq``), NaN or ``mask`` 0 where a list is shorter; or ``logp``, ``ref``, ``mask`` [U, K, T];
+    - wpo: ``logits_w``, ``tokens_w`` …, or by step with ``log_collision_w`` (``max_prob_w``);
+      sampo: by step, with ``u_w``, ``u_l`` [B, T] in [0, 1): those with the smallest stay;
+      bmc: by step, with ``tokens_w``, ``tokens_l`` and ``stop_word_w``, ``stop_word_l``;
+    - mmpo: ``s_w``, ``s_l`` [B]; osp: ``p`` [B]; bvpo: ``trace`` [B], 1 or 0;
+    - dpo-kernels: ``e_x``, ``e_w``, ``e_l`` [B, D] (and ``S`` [D, D], ``kernel`` [6]), by law;
+    - offline-rlhf: of answers as they stand after its data steps, form=rwr with ``R`` [B];
     - sft: ``logp``, ``mask`` [B, T], or ``lp``, ``n`` [B].
 
     ``weight`` [B] weighs examples. Masked entries may hold anything. A method with several updates
