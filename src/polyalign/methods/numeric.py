@@ -166,9 +166,7 @@ class Numeric:
         if segment is not None:
             reader.shape("segment", segment, tuple(sides["own"].mask.shape))
             segment = segment.long()
-        scores = replace(
-            join(sides, fields, weight, segment), modules=free_logits(reader, needs)
-        )
+        scores = replace(join(sides, fields, weight, segment), modules=free_logits(reader, needs))
         if "target" in wanted and "target" not in sides:
             scores = replace(scores, roles={**scores.roles, "target": scores.roles["chosen"]})
         _warn(self.id, needs, scores, sides)
