@@ -67,10 +67,11 @@ class Samples:
             "empty" if is_blank(payload) else fault(steps or (0,), done)
             for payload, steps, done in zip(self.payloads, sequences, self.finished)
         ]
+        varied = distinct(sequences, 2)
         return {
             "samples": len(self.rows),
             "length": lengths(self.steps).to_json(),
-            "distinct_2": distinct(sequences, 2),
+            "distinct_2": varied if varied == varied else None,  # none has two steps
             "faults": {name: seen.count(name) for name in ("empty", "loop", "unfinished")},
         }
 
