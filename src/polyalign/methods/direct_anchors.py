@@ -42,7 +42,7 @@ def cpo(
     When not: pairs of very unequal length, since the gap is of sums.
     Limits: in form=paper alpha weighs a sum over tokens, in form=code an average.
     Deviations: none; the authors' present code is ARPO, another method. The links simpo and alphapo
-    of TRL's cpo are methods of their own. Source: Xu et al. 2024, equation 5.
+    of TRL's cpo are methods of their own. Source: Xu et al. 2024.
     """
     if link != "sigmoid" and label_smoothing > 0:
         raise OptionError(
@@ -82,7 +82,7 @@ def rpo(
     Deviations: the baseline's answer b is the chosen one, as in the authors' code, or with
     baseline=gold the data's column `gold`. Two other methods are called RPO: reward-aware
     preference optimization, and the likelihood of chosen answers in iterative reasoning.
-    Source: Liu et al. 2024, algorithm 1 and equation 3.
+    Source: Liu et al. 2024.
     """
     weight = eta if form == "trl" else eta * beta
     anchor = Nll(weight, role=baseline, by="token" if form == "trl" else "sum")

@@ -50,7 +50,7 @@ def sigmoid_norm(beta: Positive = 5.0) -> Method:
     `L = -logsig(z)`.
     When: to repeat Tulu 3 (beta 5). When not: length is itself what people prefer.
     Limits: beta is one to two orders above DPO's (DPO's times the answers' length).
-    Deviations: none. Source: Lambert et al. 2024, section 5.1.
+    Deviations: none. Source: Lambert et al. 2024 (Tulu 3).
     """
     return ln_dpo(beta=beta)
 
@@ -67,7 +67,7 @@ def ld_dpo(beta: Positive = 0.1, alpha: Probability = 0.5) -> Method:
 
     Formula: `z = beta (h~_w - h~_l)`, `h~ = sum_{t <= n} h_t + alpha sum_{t > n} h_t`,
     `n = min(n_w, n_l)`, `h_t = log pi - log ref` of a token; `L = -logsig(z)`.
-    When: longer answers win for their length. alpha 0.1 to 0.6, smaller for weaker models.
+    When: longer answers win for their length. The best alpha depends on the model (0.1 to 0.6).
     When not: what decides stands at the end of long answers.
     Limits: alpha = 1 is DPO, and so are pairs of equal length; alpha = 0 learns nothing from tails.
     Deviations: none known; read in libraries. Source: Liu et al. 2024.

@@ -52,7 +52,7 @@ def f_dpo(
     Limits: js is half as strong near the reference, to be compared at twice the beta; reverse_kl is
     dpo.
     Deviations: forward_kl's metrics are higher by beta; exponents are cut at 60. TRL's
-    f_alpha_divergence_coef is 1 - alpha. Source: Wang et al. 2023, table 1.
+    f_alpha_divergence_coef is 1 - alpha. Source: Wang et al. 2023.
     """
     if alpha is not None and divergence != "alpha":
         raise OptionError(

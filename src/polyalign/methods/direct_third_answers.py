@@ -29,7 +29,7 @@ from polyalign.recipe import (
     id="triple-po",
     arxiv="2405.16681",
     feedback=Pair,
-    aliases=("triple-preference-optimization", "tpo-l"),
+    aliases=("triple-preference-optimization",),
     tags=("reference-free", "one-stage"),
     paper={"lr": 5e-7, "epochs": 1},
 )
