@@ -80,6 +80,7 @@ OPTIONS = {
     "rwr": ("offline-rlhf", "form=rwr"),
     "tdpo1": ("tdpo", "variant=tdpo1"),
     "tdpo2": ("tdpo", "variant=tdpo2"),
+    "tpol": ("triple-po", "loss=tpo-l"),
     "tripo": ("tr-dpo", "base=ipo"),
     "trkto": ("tr-dpo", "base=kto"),
 }
