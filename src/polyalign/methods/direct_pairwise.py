@@ -1,4 +1,13 @@
-"""Direct methods from pairs: reward x margin x link, with anchors."""
+"""Direct methods from pairs: DPO and its first relatives, as reward x margin x link, with anchors.
+
+    z = scale (reward(chosen) - reward(rejected)) - margin;    L = weight link(z) + anchors
+
+DPO takes summed log-ratios, no margin and the logistic link. What the others change stands in the
+names of the files beside this one: how an answer's length or its tokens count (``direct_lengths``,
+``direct_tokens``), the shape of the reward (``direct_shapes``), the margin or the loss of it
+(``direct_margins``), soft labels (``direct_soft``), weights (``direct_weighted``), a likelihood
+beside (``direct_anchors``), a third answer (``direct_third_answers``).
+"""
 
 import warnings
 from typing import Literal
