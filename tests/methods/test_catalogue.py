@@ -8,7 +8,16 @@ import pytest
 
 import polyalign.methods as methods
 from polyalign.errors import OptionError
-from polyalign.methods import AMBIGUOUS, OPTIONS, build_index, catalogue, fold, get
+from polyalign.methods import (
+    AMBIGUOUS,
+    KINDS,
+    OPTIONS,
+    build_index,
+    catalogue,
+    fold,
+    get,
+    measurement,
+)
 from polyalign.recipe import Declaration, Schedule
 
 IDS = [
@@ -48,7 +57,7 @@ def test_every_method_of_the_first_release_is_there():
     assert set(IDS) <= set(catalogue())
 
 
-@pytest.mark.parametrize(("id", "declared"), build_index.declarations().items())
+@pytest.mark.parametrize(("id", "declared"), build_index.headers().items())
 def test_every_method_says_what_people_look_for(id, declared):
     assert declared.title.endswith(".")
     assert len(declared.title) <= 100
@@ -58,6 +67,7 @@ def test_every_method_says_what_people_look_for(id, declared):
     assert all("default" in hyper for hyper in entry["hyper"].values())
     assert entry["feedback"]
     assert entry["family"]
+    assert entry["kind"] in KINDS
 
 
 def test_the_index_tells_bounds_and_needs():
@@ -77,7 +87,7 @@ def test_case_hyphens_and_underscores_do_not_matter(name, id):
 
 
 @pytest.mark.parametrize(
-    "name", ["sdpo", "rdpo", "spo", "dapo", "aot_pair", "R_DPO".replace("_", "")]
+    "name", ["SDPO", "rdpo", "spo", "dapo", "aot_pair", "R_DPO".replace("_", "")]
 )
 def test_names_that_mean_several_methods_list_them_and_are_not_guessed(name):
     with pytest.raises(OptionError, match="means several methods") as caught:
@@ -102,9 +112,18 @@ def test_an_unknown_name_gets_the_nearest():
         get("simpoo")
 
 
-def test_the_wrong_verb_names_the_right_command():
-    with pytest.raises(OptionError, match="Use: polyalign train dpo"):
-        get("dpo", verb="judge")
+def test_a_method_of_another_kind_names_the_right_command():
+    with pytest.raises(OptionError, match="does not measure: it trains a policy") as caught:
+        measurement("dpo")
+    assert "Use: polyalign train dpo --model MODEL" in str(caught.value)
+    with pytest.raises(OptionError, match="does not train: it measures a policy") as caught:
+        get("likelihood-overopt")
+    use = "Use: polyalign evaluate RUN_OR_MODEL --data FILE --with likelihood-overopt"
+    assert use in str(caught.value)
+
+
+def test_an_exact_id_is_meant_though_the_name_is_said_of_others_too():
+    assert get("sdpo").id == "sdpo"
 
 
 FILE = '''
