@@ -43,10 +43,8 @@ class Embed:
         vectors = self._vectors(pairs, ctx)
         precision = ctx.kept(
             f"embedding-precision-{ctx.stage}",
-            lambda: precision_of(
-                torch.cat(self._vectors(ctx.session.records, ctx)), self.ridge
-            ).float(),
-        ).double()
+            lambda: precision_of(torch.cat(self._vectors(ctx.session.records, ctx)), self.ridge),
+        )
         prompt, *answers = vectors
         fields: dict[str, Tensor] = {}
         for side, answer in zip(SIDES, answers, strict=True):
