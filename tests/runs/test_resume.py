@@ -39,6 +39,20 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "stages, a previous policy, samples": {"method": "sera", "n_iter": 2, "n_generate": 2},
     "a value module with its own update": {"method": "oreo"},
+    "stages over chunks, each against the last policy": {"method": "sdpo", "epochs": 1},
+    "rounds over a column, adapters, earlier policies beside the reference": {
+        "method": "spo-sequential",
+        "rounds": 3,
+        "lam": "0.5,0.25",
+        "full": False,
+        "lora": {"r": 4, "alpha": 8},
+    },
+    "another model as a reference, held-out concentration": {
+        "method": "modpo",
+        "policies": "MODEL",
+        "eval_every": 2,
+        "epochs": 1,
+    },
     "rollouts": {"method": "grpo", "G": 4, "inner_epochs": 2, "epochs": 1},
 }
 
@@ -59,7 +73,19 @@ def prepare(tmp_path: Path, tiny: Path, name: str, output: str) -> Any:
         data.write_text("\n".join(map(json.dumps, rows)))
     if "eval_every" in options:
         options["eval_data"] = str(data)
+    if "policies" in options:
+        options["policies"] = str(tiny)
+    if method == "spo-sequential":
+        data = write_dimensions(tmp_path / "dimensions.jsonl", options.get("rounds", 2))
     return declaration_of(method), config(method, tiny, data, tmp_path / output, **options)
+
+
+def write_dimensions(path: Path, count: int) -> Path:
+    """Pairs of which every one says in which dimension it was labelled."""
+    rows = [json.loads(line) for line in write_pairs(path).read_text("utf-8").splitlines()]
+    named = [{**row, "dimension": f"d{i % count}"} for i, row in enumerate(rows)]
+    path.write_text("\n".join(map(json.dumps, named)), "utf-8")
+    return path
 
 
 @pytest.mark.parametrize("name", CASES)
