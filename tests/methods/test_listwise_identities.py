@@ -309,3 +309,14 @@ def test_metrics_are_of_the_best_and_the_worst_and_count_ordered_pairs():
     close(m["rewards/margins"], 4.0)
     close(m["rewards/accuracies"], 1.0)
     close(m["logps/chosen"], (-1.0 - 2.0) / 2)
+
+
+def test_labels_may_be_the_shares_of_answers_that_each_one_beats():
+    """Any scores, or ranks: only their order counts, and ties count half."""
+    ranks = {"lp": [[-1.0, -2.0, -4.0]], "rf": [[-2.0] * 3], "r": [[-1.0, -3.0, -1.0]]}
+    shares = dict(ranks, r=[[0.75, 0.0, 0.75]])
+    for variant in ("lambda", "softmax", "point-mse", "point-sigmoid"):
+        of_ranks = objective("lipo", variant=variant, labels="wins")(ranks)
+        given = objective("lipo", variant=variant)(shares)
+        close(of_ranks.value, given.value)
+        close(of_ranks.gradients["lp"], given.gradients["lp"])

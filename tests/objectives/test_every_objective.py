@@ -69,7 +69,7 @@ VARIANTS = {
     "infonca": [{"T": 0.5, "beta": 0.5}, {"form": "code"}],
     "exo": [{}, {"form": "pref"}],
     "lipo": [
-        {"variant": "lambda"},
+        {"variant": "lambda", "labels": "wins"},
         {"variant": "pair-hinge", "pair_reduction": "mean"},
         *({"variant": v} for v in ("list-mle", "softmax", "point-mse", "point-sigmoid")),
     ],

@@ -111,18 +111,21 @@ Variant = Literal[
 def lipo(
     variant: Variant = "lambda",
     beta: Positive = 0.05,
+    labels: Literal["given", "wins"] = "given",
     pair_reduction: Literal["sum", "mean"] = "sum",
 ) -> Method:
     """Learning to rank on implicit rewards: by default pairs weighted by what swapping them costs.
 
-    Formula: `s = beta (log pi - log ref)`, labels r. lambda: `sum over r_i > r_j of
+    Formula: `s = beta (log pi - log ref)`, labels r: the scores, or with labels=wins the share of
+    the other answers that each one beats. lambda: `sum over r_i > r_j of
     |2^r_i - 2^r_j| |1/log(1+t_i) - 1/log(1+t_j)| softplus(s_j - s_i)`, t the rank of s;
     pair-logistic, pair-hinge: the same pairs, unweighted, with softplus(-z) or max(0, 1-z);
     list-mle: Plackett-Luce in the labels' order; softmax: `-sum r_i/(sum r) log softmax(s)_i`;
     point-mse: `sum (r - s)^2`; point-sigmoid: `-sum [r logsig(s) + (1-r) logsig(-s)]`.
     When: lists of several graded answers. When not: pairs (pair-logistic is then dpo).
-    Limits: labels should lie in [0, 1], as mean win rates do: gains are 2^r, point-sigmoid refuses
-    others, softmax negative ones. Equal labels make no pair.
+    Limits: labels should lie in [0, 1], as win rates do (labels=wins makes them of any scores or
+    ranks): gains are 2^r, point-sigmoid refuses others, softmax negative ones. Equal labels make
+    no pair.
     Deviations: where s are equal, lambda takes the mean over their orders, so that a list's order
     says nothing; list-mle treats tied labels by Efron's rule. pair_reduction=mean divides by the
     number of pairs, which others do. K, beta and the rate are unconfirmed in the paper's text.
@@ -144,7 +147,7 @@ def lipo(
             f"lipo: pair_reduction has no place in variant={variant}.",
             f"It is read by {', '.join(pairs)}.",
         )
-    return Offline(Listwise({**pairs, **lists}[variant], scale=beta))
+    return Offline(Listwise({**pairs, **lists}[variant], scale=beta, labels=labels))
 
 
 @method(

@@ -347,7 +347,7 @@ def _refuse(id: str, part: Objective, scores: Scores) -> None:
                     f"{id}: an average {role} log-probability is not below 0, so it has no odds.",
                     "Probabilities must be below 1; compute them in float32 or better.",
                 )
-    loss = part.loss if isinstance(part, Listwise) else None
+    loss = part.loss if isinstance(part, Listwise) and part.labels == "given" else None
     if isinstance(loss, Match) and isinstance(loss.target, Shares):
         none = scores.fields["reward"].sum(-1) <= 0
         if bool(none.any()):

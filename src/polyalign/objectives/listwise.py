@@ -6,7 +6,7 @@ the order in which a list is given says nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import torch
@@ -76,7 +76,8 @@ class Listwise:
     """``L = mean over lists of (coefficient * loss(scale * reward) + anchor)``.
 
     ``reward`` is a functional of one answer's log-probabilities. The role is ``answers`` [U, K],
-    the scores are the field ``reward`` [U, K]; equal scores are ties.
+    the scores are the field ``reward`` [U, K]; equal scores are ties. ``labels`` "wins" puts in
+    their place the share of the other members that each one beats, a tie counting half.
 
     Metrics: ``rewards/chosen`` and ``rewards/rejected`` are ``scale * reward`` of the best- and
     worst-scored answer (means over ties), ``rewards/accuracies`` is the share of the pairs of
@@ -89,14 +90,18 @@ class Listwise:
     scale: float = 1.0
     coefficient: float = 1.0
     anchor: BestNll | None = None
+    labels: Literal["given", "wins"] = "given"
 
     @property
     def needs(self) -> Needs:
-        own = needs("answers", fields=["reward"])
-        return own | self.reward.needs | self.loss.needs
+        total = needs("answers", fields=["reward"]) | self.reward.needs | self.loss.needs
+        # Shares of wins lie within every bound.
+        return replace(total, bounds=frozenset()) if self.labels == "wins" else total
 
     def __call__(self, scores: Scores, state: State) -> Loss:
         own = scores["answers"]
+        if self.labels == "wins":
+            own = replace(own, fields={**own.fields, "reward": wins(own)})
         s = torch.where(valid(own), self.scale * self.reward(own, own), 0.0)
         terms = [scores.per_unit(self.loss(s, own), scale=self.coefficient)]
         metrics = list_metrics(scores, own, s.detach())
@@ -140,6 +145,14 @@ def better(own: Scores) -> Tensor:
     r, there = score_of(own), valid(own)
     both = there.unsqueeze(-1) & there.unsqueeze(-2)
     return both & (r.unsqueeze(-1) > r.unsqueeze(-2))
+
+
+def wins(own: Scores) -> Tensor:
+    """The share of the other members that each one's score beats, a tie counting half, [U, K]."""
+    won = better(own).to(own.logp.dtype)
+    others = (members(own).sum(-1, keepdim=True) - 1.0).clamp(min=1.0)
+    share = 0.5 + 0.5 * (won.sum(-1) - won.sum(-2)) / others
+    return torch.where(valid(own), share, 0.0)
 
 
 def list_metrics(scores: Scores, own: Scores, s: Tensor) -> dict[str, Term]:
