@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from polyalign.policies.language import attention
+from polyalign.policies.language import attention, fused
 from polyalign.policies.language.layout import Kind, Laid, lay
 from polyalign.policies.language.logprobs import Head, token_quantities
 from polyalign.types import Row, Rows
@@ -39,6 +39,7 @@ class Trunk:
         self._layout: Kind | None = None
         self._narrow: int | None = None
         self._told = False
+        fused.install(model)
 
     def of(self, model: Any) -> Trunk:
         """The same for a copy of the model."""
@@ -141,11 +142,15 @@ class Trunk:
         rows = self._few()
         dtype = self.autocast or self.model.dtype
         tolerance = 1e-4 if dtype in (torch.float32, torch.float64) else 0.15
-        if self.splits:
-            ours = self._logp(rows, "plain")
-            self.splits = False
+        splits, self.splits = self.splits, False
+        with fused.off(self.model):
             whole = self._logp(rows, "plain")
-            self.splits = bool((ours - whole).abs().max() <= tolerance)
+        if not bool((self._logp(rows, "plain") - whole).abs().max() <= tolerance):
+            fused.switch(self.model, False)
+            log.info("%s: its own modules, as ours differ.", type(self.model).__name__)
+        self.splits = splits
+        if self.splits:
+            self.splits = bool((self._logp(rows, "plain") - whole).abs().max() <= tolerance)
             if not self.splits:
                 log.info(
                     "%s: states times head are not the model's logits; using its own logits.",

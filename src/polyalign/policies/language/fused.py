@@ -1,0 +1,299 @@
+"""Adapted linear layers, gated layers and norms, each as one step of the graph.
+
+They compute what the model's modules compute, keep less for the backward pass and read memory
+fewer times: an adapted layer keeps its input and the ``R`` numbers of its adapter, a gated layer
+makes the product with its gate again, a norm keeps its input and one number a place. Modules keep
+their parameters and names; only their evaluation is replaced, where a module is known exactly.
+
+Axes: M places, I inputs, O outputs, R rank of an adapter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+Weights = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
+"""Weight [O, I] and bias [O] of a linear layer, A [R, I] and B [O, R] of its adapter."""
+
+
+def _forward(x: Tensor, weights: Sequence[Any], scale: float) -> tuple[Tensor, Tensor | None]:
+    """``x W^T + b + scale (x A^T) B^T`` of x [M, I], and x A^T."""
+    weight, bias, a, b = weights
+    out = F.linear(x, weight, bias)
+    if a is None:
+        return out, None
+    inside = x @ a.to(x.dtype).t()
+    return out.addmm_(inside, b.to(x.dtype).t(), alpha=scale), inside
+
+
+def _backward(
+    up: Tensor,
+    x: Tensor,
+    inside: Tensor | None,
+    weights: Sequence[Any],
+    scale: float,
+    wanted: Sequence[bool],
+    below: Tensor | bool,
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """Gradients of x and of the four weights (those wanted) from that of the output, ``up`` [M, O].
+
+    ``below`` says whether x takes one; a tensor is what this layer's is added to.
+    """
+    weight, _, a, b = weights
+    found: list[Tensor | None] = [None] * 4
+    if wanted[0]:
+        found[0] = up.t() @ x
+    if wanted[1]:
+        found[1] = up.sum(0)
+    through = None
+    if a is not None:
+        through = (up @ b.to(up.dtype)).mul_(scale)
+        if wanted[2]:
+            found[2] = (through.t() @ x).to(a.dtype)
+        if wanted[3]:
+            assert inside is not None
+            found[3] = (inside.t() @ up).mul_(scale).t().contiguous().to(b.dtype)
+    if below is False:
+        return None, found
+    of_x = below.addmm_(up, weight) if isinstance(below, Tensor) else up @ weight
+    return (of_x if through is None else of_x.addmm_(through, a.to(up.dtype))), found
+
+
+class _Adapted(torch.autograd.Function):
+    """A linear layer with its adapter."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: float, *weights: Any) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        out, inside = _forward(flat, weights, scale)
+        ctx.save_for_backward(flat, inside, *weights)
+        ctx.scale, ctx.shape = scale, x.shape
+        return out.unflatten(0, x.shape[:-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> Any:
+        x, inside, *weights = ctx.saved_tensors
+        up = grads[0].reshape(-1, grads[0].shape[-1])
+        below, _, *wanted = ctx.needs_input_grad
+        of_x, found = _backward(up, x, inside, weights, ctx.scale, wanted, below)
+        return None if of_x is None else of_x.view(ctx.shape), None, *found
+
+
+class _Gated(torch.autograd.Function):
+    """``down(silu(gate(x)) * up(x))`` of three linear layers, each with or without an adapter."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scales: tuple[float, ...], *weights: Any) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        gate, first = _forward(flat, weights[:4], scales[0])
+        up, second = _forward(flat, weights[4:8], scales[1])
+        out, third = _forward(F.silu(gate).mul_(up), weights[8:], scales[2])
+        ctx.save_for_backward(flat, gate, up, first, second, third, *weights)
+        ctx.scales, ctx.shape = scales, x.shape
+        return out.unflatten(0, x.shape[:-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> Any:
+        x, gate, up, first, second, third, *weights = ctx.saved_tensors
+        below, _, *wanted = ctx.needs_input_grad
+        of_out = grads[0].reshape(-1, grads[0].shape[-1])
+        open_gate = F.silu(gate)
+        of_inner, of_down = _backward(
+            of_out, open_gate * up, third, weights[8:], ctx.scales[2], wanted[8:], True
+        )
+        assert of_inner is not None
+        of_up = open_gate.mul_(of_inner)
+        of_gate = torch.ops.aten.silu_backward(of_inner.mul_(up), gate)
+        of_x, of_first = _backward(of_gate, x, first, weights[:4], ctx.scales[0], wanted[:4], below)
+        of_x, of_second = _backward(
+            of_up, x, second, weights[4:8], ctx.scales[1], wanted[4:8],
+            False if of_x is None else of_x,
+        )  # fmt: skip
+        of_x = None if of_x is None else of_x.view(ctx.shape)
+        return of_x, None, *of_first, *of_second, *of_down
+
+
+class _Norm(torch.autograd.Function):
+    """``x / sqrt(mean(x^2) + eps) * (offset + w)`` along the last axis."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
+        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        inverse = size.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, inverse)
+        ctx.offset = offset
+        return (x * inverse).mul_(weight + offset if offset else weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> Any:
+        x, weight, inverse = ctx.saved_tensors
+        (up,) = grads
+        of_weight = None
+        if ctx.needs_input_grad[1]:
+            of_weight = (up * x).mul_(inverse).flatten(0, -2).sum(0)
+        if not ctx.needs_input_grad[0]:
+            return None, of_weight, None, None
+        inner = up * (weight + ctx.offset if ctx.offset else weight)
+        share = torch.linalg.vecdot(inner, x).unsqueeze(-1)
+        share = share.mul_(inverse * inverse).div_(x.shape[-1])
+        # inverse * (inner - x * mean(inner x) * inverse^2)
+        return inner.addcmul_(x, share, value=-1).mul_(inverse), of_weight, None, None
+
+
+class Fused:
+    """A module's evaluation: ours where it holds, else the module's own."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self.own = module.forward
+        self.on = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.on and len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
+            out = self.compute(args[0])
+            if out is not None:
+                return out
+        return self.own(*args, **kwargs)
+
+    def compute(self, x: Tensor) -> Tensor | None:
+        """What the module gives for x; None where this does not know."""
+        raise NotImplementedError
+
+
+class _FusedLinear(Fused):
+    def compute(self, x: Tensor) -> Tensor | None:
+        found = _weights(self.module, x)
+        if found is None or found[0][2] is None:
+            return None
+        return _apply(_Adapted, x, found[1], *found[0])
+
+
+class _FusedGated(Fused):
+    def compute(self, x: Tensor) -> Tensor | None:
+        m = self.module
+        found = [_weights(layer, x) for layer in (m.gate_proj, m.up_proj, m.down_proj)]
+        if any(one is None for one in found):
+            return None
+        scales = tuple(one[1] for one in found if one is not None)
+        return _apply(_Gated, x, scales, *(w for one in found if one is not None for w in one[0]))
+
+
+class _FusedNorm(Fused):
+    def __init__(self, module: Any, eps: float, offset: float) -> None:
+        super().__init__(module)
+        self.eps, self.offset = eps, offset
+
+    def compute(self, x: Tensor) -> Tensor | None:
+        weight = self.module.weight
+        if x.device.type != "cpu" or x.dtype != weight.dtype or not _wide(x):
+            return None
+        return _apply(_Norm, x, weight, self.eps, self.offset)
+
+
+def _apply(function: Any, *args: Any) -> Tensor:
+    out: Tensor = function.apply(*args)
+    return out
+
+
+def _wide(x: Tensor) -> bool:
+    return x.dtype in (torch.float32, torch.float64)
+
+
+def _weights(layer: Any, x: Tensor) -> tuple[Weights, float] | None:
+    """A linear layer's weights as they act on x now; None where it is more than that."""
+    from peft.tuners.lora.layer import Linear
+
+    a = b = None
+    scale = 1.0
+    base = layer
+    if type(layer) is Linear:
+        base = layer.base_layer
+        names = [name for name in layer.active_adapters if name in layer.lora_A]
+        if layer.merged or (not layer.disable_adapters and len(names) > 1):
+            return None
+        if names and not layer.disable_adapters:
+            (name,) = names
+            dropout = layer.lora_dropout[name]
+            drops = not isinstance(dropout, nn.Identity) and dropout.training
+            if drops or name in layer.lora_variant or layer.lora_bias[name]:
+                return None
+            a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+            scale = float(layer.scaling[name])
+    transposed = type(base).__name__ == "Conv1D"
+    known = type(base) is nn.Linear or transposed
+    if not known or base.weight.dtype != x.dtype or torch.is_autocast_enabled(x.device.type):
+        return None
+    weight = base.weight.t() if transposed else base.weight
+    return (weight, base.bias, a, b), scale
+
+
+def install(model: nn.Module) -> None:
+    """Let the known modules of a model be evaluated by this room's functions."""
+    from peft.tuners.lora.layer import Linear
+
+    for module in model.modules():
+        if isinstance(module.__dict__.get("forward"), Fused):
+            continue
+        fused: Fused | None = None
+        if type(module) is Linear:
+            fused = _FusedLinear(module)
+        elif _is_gated(module):
+            fused = _FusedGated(module)
+        elif type(module).__name__.endswith("RMSNorm"):
+            fused = _norm(module)
+        if fused is not None:
+            module.forward = fused
+
+
+def _is_gated(module: nn.Module) -> bool:
+    children = dict(module.named_children())
+    return (
+        type(module).__name__.endswith("MLP")
+        and set(children) == {"gate_proj", "up_proj", "down_proj", "act_fn"}
+        and type(children["act_fn"]).__name__ in ("SiLU", "SiLUActivation")
+    )
+
+
+def _norm(module: Any) -> _FusedNorm | None:
+    """A root-mean-square norm with the epsilon and offset that reproduce the module."""
+    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    weight = getattr(module, "weight", None)
+    if not isinstance(eps, float) or not isinstance(weight, Tensor) or weight.dim() != 1:
+        return None
+    if weight.device.type != "cpu" or not _wide(weight):
+        return None
+    x = torch.linspace(-1.0, 2.0, 2 * len(weight), dtype=weight.dtype).reshape(2, -1)
+    with torch.no_grad():
+        for offset in (0.0, 1.0):
+            found = _apply(_Norm, x, weight, eps, offset)
+            if torch.allclose(found, module(x), rtol=1e-5, atol=1e-6):
+                return _FusedNorm(module, eps, offset)
+    return None
+
+
+@contextlib.contextmanager
+def off(model: nn.Module) -> Iterator[None]:
+    """Within, every module is evaluated by its own forward pass."""
+    switch(model, False)
+    try:
+        yield
+    finally:
+        switch(model, True)
+
+
+def switch(model: nn.Module, on: bool) -> None:
+    """Evaluate a model's known modules here or by themselves."""
+    for module in model.modules():
+        found = module.__dict__.get("forward")
+        if isinstance(found, Fused):
+            found.on = on
