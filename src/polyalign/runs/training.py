@@ -322,9 +322,11 @@ def _samples(session: Session, folder: RunFolder, config: TrainConfig, watcher: 
         prompt = getattr(record, "prompt", None) or getattr(record, "prompts", (None,))[0]
         if prompt is not None and len(prompts) < config.samples:
             prompts.setdefault(repr(prompt), (record.key, prompt))
-    chosen = list(prompts.values())
+    chosen = [(key, epochs.asked(session, prompt)) for key, prompt in prompts.values()]
     if not chosen:
         return
+    if [prompt for _, prompt in chosen] != [prompt for _, prompt in prompts.values()]:
+        watcher.note("This policy is asked with a condition in its prompts: see samples.jsonl.")
     how = Sampling(temperature=0.0, max_steps=min(config.max_new_tokens, 96))
     sides: list[Sequence[Any]] = []
     for policy in (session.start, session.policy):
