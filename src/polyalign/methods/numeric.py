@@ -239,7 +239,8 @@ class Numeric:
 def objective(id: str, update: str | None = None, *, stage: int = 0, **hyper: Any) -> Numeric:
     """A method's loss as a function of arrays in its card's notation, in float64.
 
-    ``id`` and ``hyper`` are as for training. Arrays go by name, as a mapping or as keywords:
+    ``id`` and ``hyper`` are as for training; a schedule is read at its start. Arrays go by name,
+    as a mapping or as keywords:
 
     - pairs: ``lp_w``, ``lp_l`` [B] summed over steps, ``rf_w``, ``rf_l`` [B] of the reference,
       ``n_w``, ``n_l`` [B] lengths (where they matter); or by step ``logp_w`` [B, T], ``ref_w``,
