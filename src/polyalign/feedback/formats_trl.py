@@ -192,13 +192,13 @@ def _parse_prompt(row: Row) -> Parts:
 
 def _parse_quadruple(row: Row) -> Parts:
     prompts = tuple(as_payload(need(row, f"prompt_{i}"), f"prompt_{i}") for i in (1, 2))
-    return {
-        "prompts": prompts,
-        "completions": tuple(
-            as_answer(need(row, f"completion_{i}"), f"completion_{i}", prompts[i - 1])
-            for i in (1, 2)
-        ),
-    }
+    completions = tuple(
+        as_answer(need(row, f"completion_{i}"), f"completion_{i}", prompts[i - 1]) for i in (1, 2)
+    )
+    for name, (first, second) in (("prompt_2", prompts), ("completion_2", completions)):
+        if first == second:
+            raise RowError(name, f"is the same as {name[:-1]}1, so nothing is told apart")
+    return {"prompts": prompts, "completions": completions}
 
 
 def is_list_of_labels(row: Row) -> bool:

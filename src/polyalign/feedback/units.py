@@ -181,7 +181,7 @@ def make_units(
                 f"It has: {', '.join(sorted(available)) or 'no roles'}.",
             )
         numbers = fields_of(record)
-        for name in needs.fields - set(numbers):
+        for name in sorted(needs.fields - set(numbers)):
             raise NeedsError(
                 f"The objective needs the number '{name}' of every example, and {record.key} has "
                 "none.",

@@ -1,0 +1,265 @@
+# ruff: noqa: E501  (a case is one line, however long)
+"""What each method's card says to refuse is refused, and what it says to warn of is warned of.
+
+One line a case: a method, what is wrong, and what is said. Three kinds of mistakes are made through
+the three places where they are found: ``hyper`` (the signature's types), arrays (what an objective
+needs, and the one check of numbers), and ``run`` (what only records and policies show).
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pytest
+
+from polyalign import objective
+from polyalign.errors import DataError, PolyalignError, PolyalignWarning
+from polyalign.feedback import read
+from polyalign.feedback.records import Record
+from polyalign.loops.run import run as run_session
+from polyalign.loops.session import Quiet, Session, Settings
+from polyalign.methods import get
+from polyalign.methods.build_index import headers
+from polyalign.policies.tabular import TabularPolicy
+from polyalign.worlds.bandit import Bandit
+from tests.methods.by_hand import pairs
+
+NAN, INF = float("nan"), float("inf")
+SIZE = 5
+DRAW = np.random.default_rng(2)
+
+
+def lps(*names: str) -> dict[str, Any]:
+    return {name: -DRAW.uniform(1, 9, SIZE) for name in names}
+
+
+SUMS = pairs(seed=6, size=SIZE)
+PLAIN = {k: SUMS[k] for k in ("lp_w", "lp_l", "rf_w", "rf_l")}
+FREE = {k: SUMS[k] for k in ("lp_w", "lp_l", "n_w", "n_l")}
+STEPS = -DRAW.uniform(0.1, 2, (6, 2, 4))
+MASK = np.ones((2, 4))
+LABEL = [1, 0, 1, 0, 1]
+
+GOOD: dict[str, dict[str, Any]] = {
+    "dpo": PLAIN,
+    "ipo": SUMS,
+    "slic": {k: SUMS[k] for k in ("lp_w", "lp_l")} | {"lp_t": SUMS["lp_w"]},
+    "simpo": FREE,
+    "orpo": FREE,
+    "aot": PLAIN,
+    "tdpo": PLAIN | {"D_w": np.ones(SIZE), "D_l": np.ones(SIZE)},
+    "kto": lps("lp", "rf", "lpK", "rfK") | {"label": LABEL},
+    "iopo": lps(*(f"{a}_{i}{j}" for a in ("lp", "rf") for i in (1, 2) for j in (1, 2))),
+    "sft": {"logp": STEPS[0], "mask": MASK},
+    "oreo": {"logp": STEPS[0], "ref": STEPS[1], "value": STEPS[2], "kl": -STEPS[3],
+             "mask": MASK, "reward": [1.0, 0.0]},
+    "grpo": {"logp": STEPS[0], "old": STEPS[0], "ref": STEPS[1], "mask": MASK,
+             "rewards": [[1.0, 0.0]]},
+    "tr-dpo": PLAIN,
+    "sdpo": PLAIN,
+    "spo-sequential": PLAIN | lps("pi0_w", "pi0_l"),
+    "modpo": PLAIN | {"m_w": np.ones(SIZE), "m_l": np.zeros(SIZE)},
+}  # fmt: skip
+"""Arrays with which a method's loss is well defined."""
+
+OPTIONS = {"spo-sequential": {"stage": 1}}
+"""What is said beside the arrays so that they are the ones that are read."""
+
+
+def but(id: str, **changes: Any) -> dict[str, Any]:
+    """A method's good arrays with some replaced; None leaves one out."""
+    return {k: v for k, v in (GOOD[id] | changes).items() if v is not None}
+
+
+def first(values: Any, bad: float) -> Any:
+    """The values with the first replaced."""
+    out = np.array(values, dtype=float)
+    out.flat[0] = bad
+    return out
+
+
+@dataclass(frozen=True)
+class Case:
+    """A mistake: what is said of it, as an error, or as a warning."""
+
+    id: str
+    what: str
+    says: str
+    hyper: dict[str, Any] = field(default_factory=dict)
+    arrays: dict[str, Any] | None = None
+    run: Callable[[], None] | None = None
+    warns: bool = False
+
+    def make(self) -> None:
+        if self.run is not None:
+            self.run()
+        elif self.arrays is None:
+            get(self.id)(**self.hyper)
+        else:
+            objective(self.id, **OPTIONS.get(self.id, {}), **self.hyper)(self.arrays)
+
+
+WORLD = Bandit.make(2, 4, seed=1)
+
+
+def trained(id: str, records: Sequence[Record], **hyper: Any) -> Callable[[], None]:
+    """Train on records of a small exact world for a step or two."""
+
+    def train() -> None:
+        method = get(id)(**hyper)
+        policy = TabularPolicy(WORLD.start)
+        settings = Settings(batch=8, max_steps=2)
+        run_session(Session(lambda p: method, policy, records, settings, hooks=Quiet()))
+
+    return train
+
+
+def rows(*given: dict[str, Any]) -> Callable[[], None]:
+    """Read rows of a file, of which none may be malformed."""
+
+    def read_them() -> None:
+        with TemporaryDirectory() as folder:
+            file = Path(folder) / "rows.jsonl"
+            file.write_text("\n".join(map(json.dumps, given)))
+            reject = read(str(file)).rejects[0]
+            raise DataError(f"{reject.field} {reject.reason}")
+
+    return read_them
+
+
+def quadruple(**changes: Any) -> dict[str, Any]:
+    return {"prompt_1": "a", "prompt_2": "c", "completion_1": "b", "completion_2": "d"} | changes
+
+
+# Mistakes that the cards of all methods of a family share.
+
+SUMMED = ("dpo", "ipo", "slic", "simpo", "orpo", "aot", "tdpo", "tr-dpo", "sdpo",
+          "spo-sequential", "modpo")  # fmt: skip
+"""Methods that compare a chosen and a rejected answer."""
+
+WITH_REFERENCE = ("dpo", "ipo", "aot", "tdpo", "tr-dpo", "sdpo", "spo-sequential", "modpo")
+
+SHARED = [
+    case
+    for id in SUMMED
+    for case in (
+        Case(id, "lp_w not a number", "'lp_w' is not finite", arrays=but(id, lp_w=first(SUMS["lp_w"], NAN))),
+        Case(id, "lp_l infinite", "'lp_l' is not finite", arrays=but(id, lp_l=first(SUMS["lp_l"], -INF))),
+        Case(id, "sides of two axes", r"'lp_w' has shape \[5, 2\]", arrays=but(id, lp_w=np.ones((5, 2)))),
+        Case(id, "an empty completion", "Example 0 has length 0", arrays=but(id, n_w=[0, 1, 1, 1, 1], n_l=[1] * 5)),
+        Case(id, "no log-probabilities", "needs the array 'lp_l'", arrays=but(id, lp_l=None)),
+    )
+] + [
+    case
+    for id in WITH_REFERENCE
+    for case in (
+        Case(id, "no reference", "needs the array 'rf_w'", arrays=but(id, rf_w=None)),
+        Case(id, "a reference of another size", "'rf_w' has shape", arrays=but(id, rf_w=[-1.0])),
+        Case(id, "a reference that is no number", "'rf_l' is not finite", arrays=but(id, rf_l=first(SUMS["rf_l"], INF))),
+    )
+] + [
+    Case(id, f"{name} of 0", f"{name}=0 is not allowed", hyper={name: 0})
+    for id, name in [("dpo", "beta"), ("ipo", "tau"), ("slic", "beta"), ("slic", "delta"), ("simpo", "beta"), ("aot", "beta"),
+                     ("tdpo", "beta"), ("kto", "beta"), ("iopo", "beta"), ("oreo", "beta"), ("sera", "beta"), ("tr-dpo", "beta"),
+                     ("sdpo", "beta"), ("spo-sequential", "beta"), ("modpo", "beta")]
+] + [
+    Case(id, "label smoothing of a half", "label_smoothing=0.5 is not allowed", hyper={"label_smoothing": 0.5})
+    for id in ("dpo", "simpo", "iopo", "aot")
+]  # fmt: skip
+
+OWN = [
+    Case("dpo", "identical answers", "look identical in example 0", warns=True,
+         arrays=but("dpo", lp_l=first(SUMS["lp_l"], SUMS["lp_w"][0]), rf_l=first(SUMS["rf_l"], SUMS["rf_w"][0]))),
+    Case("dpo", "smoothing that nothing reads", "label_smoothing has no place in loss=dpo", hyper={"label_smoothing": 0.1}),
+    Case("slic", "negative lam", "lam=-1 is not allowed", hyper={"lam": -1}),
+    Case("simpo", "a negative margin", "asks chosen answers to be worse", hyper={"gamma_beta_ratio": -0.1}, warns=True),
+    Case("orpo", "negative lam", "lam=-1 is not allowed", hyper={"lam": -1}),
+    Case("orpo", "an average of 0", "is not below 0, so it has no odds", arrays=but("orpo", lp_w=first(SUMS["lp_w"], 0.0))),
+    Case("aot", "one pair", "one pair has nothing to sort against", warns=True, arrays={k: v[:1] for k, v in PLAIN.items()}),
+    Case("aot", "sets of two sizes, paired", "sides of different sizes", arrays=but("aot", lp_l=SUMS["lp_l"][:4], rf_l=SUMS["rf_l"][:4])),
+    Case("tdpo", "negative alpha", "alpha=-1 is not allowed", hyper={"alpha": -1}),
+    Case("tdpo", "taken tokens only", "which tokens alone do not give", arrays=but("tdpo", D_w=None)),
+    Case("tdpo", "a reference without mass on a token", "'ref_logits_w' is not finite",
+         arrays={"logits_w": np.zeros((1, 2, 3)), "logits_l": np.zeros((1, 2, 3)), "tokens_w": [[0, 1]], "tokens_l": [[0, 1]],
+                 "ref_logits_w": first(np.zeros((1, 2, 3)), -INF), "ref_logits_l": np.zeros((1, 2, 3))}),
+    Case("kto", "a single example", "over several examples, and there is one", arrays={k: v[:1] for k, v in GOOD["kto"].items()}),
+    Case("kto", "no labels", "needs the array 'label'", arrays=but("kto", label=None)),
+    Case("kto", "one class of labels", "all examples have one label", arrays=but("kto", label=[1] * 5), warns=True),
+    Case("kto", "negative lam_D", "lam_D=-1 is not allowed", hyper={"lam_D": -1}),
+    Case("kto", "no mismatched answers", "needs the array 'lpK'", arrays=but("kto", lpK=None)),
+    Case("kto", "one prompt for all", "at least two different prompts", run=trained("kto", [b for b in WORLD.binary() if b.prompt == 0])),
+    Case("iopo", "one of the four missing", "needs the array 'lp_21'", arrays=but("iopo", lp_21=None)),
+    Case("iopo", "equal prompts", "prompt_2 is the same as prompt_1", run=rows(quadruple(prompt_2="a"))),
+    Case("iopo", "equal answers", "completion_2 is the same as completion_1", run=rows(quadruple(completion_2="b"))),
+    Case("sft", "an empty completion", "Example 0 has no step that counts", arrays=but("sft", mask=np.array([[0] * 4, [1] * 4]))),
+    Case("sft", "a mask of another shape", "'mask' has shape", arrays=but("sft", mask=np.ones((2, 3)))),
+    Case("sft", "not a number", "'logp' is not finite", arrays=but("sft", logp=first(STEPS[0], NAN))),
+    Case("sft", "an unknown reduction", "reduction='tokens' is not allowed", hyper={"reduction": "tokens"}),
+    Case("oreo", "no reward", "needs the array 'reward'", arrays=but("oreo", reward=None)),
+    Case("oreo", "no reference", "needs the array 'ref'", arrays=but("oreo", ref=None)),
+    Case("oreo", "no values", "needs the array 'value'", arrays=but("oreo", value=None)),
+    Case("oreo", "an empty response", "Example 1 has no step that counts", arrays=but("oreo", mask=np.array([[1] * 4, [0] * 4]))),
+    Case("oreo", "records without a reward", "needs the number 'reward'", run=trained("oreo", WORLD.demonstrations(WORLD.start))),
+    Case("grpo", "one completion a prompt", "G=1 is not allowed", hyper={"G": 1}),
+    Case("grpo", "an unknown aggregation", "aggregation='mean' is not allowed", hyper={"aggregation": "mean"}),
+    Case("grpo", "an unknown level", "level='word' is not allowed", hyper={"level": "word"}),
+    Case("grpo", "eps_low of 1", "eps_low=1 is not allowed", hyper={"eps_low": 1}),
+    Case("grpo", "no rewards", "needs the array 'advantage'", arrays=but("grpo", rewards=None)),
+    Case("grpo", "a budget below a completion", "more than L_max=2", hyper={"aggregation": "dr_grpo", "L_max": 2}, arrays=GOOD["grpo"]),
+    Case("sac", "a negative temperature", "alpha=-1 is not allowed", hyper={"alpha": -1}),
+    Case("sera", "a share of 0", "keep_ratio=0 is not allowed", hyper={"keep_ratio": 0}),
+    Case("sera", "a share above 1", "keep_ratio=1.5 is not allowed", hyper={"keep_ratio": 1.5}),
+    Case("sera", "one sample a prompt", "one sample makes no pair", hyper={"n_generate": 1}),
+    Case("sera", "an ensemble weight above 1", "ensemble_gamma=1.5 is not allowed", hyper={"ensemble_gamma": 1.5}),
+    Case("sera", "nothing to learn from", "No example is left", run=trained("sera", [], n_iter=1)),
+    Case("tr-dpo", "alpha of 0", "alpha=0 is not allowed", hyper={"alpha": 0}),
+    Case("tr-dpo", "alpha above 1", "alpha=1.5 is not allowed", hyper={"alpha": 1.5}),
+    Case("tr-dpo", "tau below 1", "tau=0 is not allowed", hyper={"tau": 0}),
+    Case("sdpo", "no stage", "stages=0 is not allowed", hyper={"stages": 0}),
+    Case("sdpo", "fewer pairs than stages", "1 examples cannot be cut into 2", run=trained("sdpo", WORLD.pairs()[:1])),
+    Case("spo-sequential", "negative lam", "lam=-0.1 is not allowed", hyper={"lam": -0.1}),
+    Case("spo-sequential", "a lam too few", "lam has 2 numbers", hyper={"rounds": 4, "lam": "0.1,0.2"}),
+    Case("spo-sequential", "no earlier policy", "needs the array 'pi0_l'", arrays=but("spo-sequential", pi0_l=None)),
+    Case("spo-sequential", "pairs of no dimension", "has no 'dimension'", run=trained("spo-sequential", WORLD.pairs())),
+    Case("modpo", "no weight on the own objective", "own objective has weight 0", hyper={"w": "0,1"}),
+    Case("modpo", "a negative weight", "the weight -0.5 is negative", hyper={"w": "1.5,-0.5"}),
+    Case("modpo", "a weight too many", "w has 3 weights for 2 objectives", hyper={"w": "0.5,0.3,0.2"}),
+    Case("modpo", "a margin that is no number", "'m_w' is not finite", arrays=but("modpo", m_w=first(np.ones(5), NAN))),
+    Case("modpo", "a margin that is missing", "needs the array 'm_l'", arrays=but("modpo", m_l=None)),
+    Case("modpo", "a pair without rewards", "needs the number 'm_l'", run=trained("modpo", WORLD.pairs())),
+    Case("modpo", "weights off the simplex", "add up to 1.5", hyper={"w": "1,0.5"}, warns=True),
+]  # fmt: skip
+
+CASES = [*SHARED, *OWN]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.id}: {c.what}")
+def test_what_a_card_refuses_is_refused_and_what_it_warns_of_is_warned_of(case: Case) -> None:
+    if case.warns:
+        with pytest.warns(PolyalignWarning, match=case.says):
+            case.make()
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PolyalignWarning)
+        with pytest.raises(PolyalignError, match=case.says):
+            case.make()
+
+
+@pytest.mark.parametrize("id", GOOD)
+def test_what_the_cases_change_was_right_before(id: str) -> None:
+    result = objective(id, **OPTIONS.get(id, {}))(GOOD[id])
+    assert np.isfinite(result.value)
+
+
+def test_each_method_has_a_case() -> None:
+    first_room = {"aot", "dpo", "grpo", "iopo", "ipo", "kto", "oreo", "orpo", "sac", "sera", "sft",
+                  "simpo", "slic", "tdpo", "tr-dpo", "sdpo", "spo-sequential", "modpo"}  # fmt: skip
+    assert first_room <= {case.id for case in CASES}
+    assert first_room <= set(headers())
