@@ -11,6 +11,8 @@ from typing import Annotated
 import typer
 
 from polyalign.cli import bring, use
+from polyalign.cli.compare import EXAMPLES as COMPARE
+from polyalign.cli.compare import compare
 from polyalign.cli.data import data
 from polyalign.cli.doctor import doctor
 from polyalign.cli.faults import explain
@@ -73,6 +75,7 @@ app.add_typer(methods, name="methods")
 app.add_typer(model, name="model")
 app.add_typer(data, name="data")
 app.command("train", cls=Train, epilog=EXAMPLES)(train)
+app.command("compare", epilog=COMPARE)(compare)
 app.command("import-config", epilog=bring.IMPORT)(bring.import_config)
 app.command("evaluate", epilog=use.EVALUATE)(use.evaluate)
 app.command("sample", epilog=use.SAMPLE)(use.sample)

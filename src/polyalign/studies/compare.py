@@ -93,7 +93,7 @@ def compare(
     return result
 
 
-_OWN = ("limit", "test", "prompts", "answers", "best_of", "temperature", "max_new_tokens")
+_OWN = ("limit", "test", "share", "prompts", "answers", "best_of", "temperature", "max_new_tokens")
 """Options of ``compare`` that are fields of the setup."""
 
 

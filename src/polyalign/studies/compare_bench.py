@@ -69,10 +69,15 @@ class Bench:
             return found, held
         return split(found, setup.test)
 
-    @property
+    @cached_property
     def records(self) -> Sequence[Record]:
-        """What is trained on."""
-        return self._sides[0]
+        """What is trained on: a smaller share is a part of every larger one."""
+        every = self._sides[0]
+        if self.setup.share >= 1:
+            return every
+        count = max(1, round(self.setup.share * len(every)))
+        order = random.Random(0).sample(range(len(every)), len(every))
+        return [every[i] for i in sorted(order[:count])]
 
     @cached_property
     def pairs(self) -> list[Pair]:

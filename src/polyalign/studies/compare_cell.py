@@ -113,7 +113,8 @@ def _searched(
     if len(grid) < 2:
         return (grid[0] if grid else {}), [], 0
     records = bench.records_for(row, shuffle)
-    part, aside = split(records, ASIDE)
+    # Another seed than the one that parted training from held-out prompts.
+    part, aside = split(records, ASIDE, seed=1)
     share = setup.budget // (2 * len(grid))
     trials: list[dict[str, Any]] = []
     used = 0

@@ -167,7 +167,7 @@ def _best_of_row(setup: Setup, ground: Cell, found: Mapping[str, Table]) -> dict
         row["note"] = "needs a judge that scores, and there is none"
         return row
     values = best[np.isfinite(best)]
-    share = _form(found[name]) == "percent"
+    share = _form(found[name]) == "percent" and values.min() >= 0 and values.max() <= 1
     estimate = proportion(values) if share else crossed_bootstrap(values)
     row["measures"] = {name: estimate.to_json()}
     return row

@@ -41,9 +41,10 @@ class Setup:
     """A whole comparison. ``budget``: tokens computed by each training run at most.
 
     ``data`` and ``eval_data`` are sources of feedback; without the second, ``test`` of the
-    prompts are held out. ``world`` names an exact world in place of model and data. ``prompts``
-    held-out prompts are answered ``answers`` times each (the base ``best_of`` times). ``search``:
-    values by option name, tried on a part of the budget. ``train``: further options of ``train``.
+    prompts are held out. ``share`` of the training data is used. ``world`` names an exact world
+    in place of model and data. ``prompts`` held-out prompts are answered ``answers`` times each
+    (the base ``best_of`` times). ``search``: values by option name, tried on a part of the
+    budget. ``train``: further options of ``train``.
     """
 
     rows: tuple[Row, ...]
@@ -58,6 +59,7 @@ class Setup:
     texts: bool = True
     limit: int | None = None
     test: float = 0.2
+    share: float = 1.0
     prompts: int = 64
     answers: int = 1
     best_of: int = 4

@@ -7,6 +7,9 @@ from typing import Any
 
 from polyalign.studies.compare_setup import Setup
 
+FEW = 6
+"""Up to so many rows a sentence tells each one's figures; beyond, the table does."""
+
 
 def summary(result: Mapping[str, Any], setup: Setup) -> dict[str, list[str]]:
     """Sentences by heading; figures of shares are told in percentage points."""
@@ -59,7 +62,8 @@ def _differed(result: Mapping[str, Any]) -> list[str]:
             and r["measures"].get(name, {}).get("verdict") == verdict
         ]
         if rows:
-            told = listed([_told(r, name, measure["form"]) for r in rows])
+            few = len(rows) <= FEW
+            told = listed([_told(r, name, measure["form"]) if few else r["label"] for r in rows])
             out.append(f"On {measure['label']}, {verdict} than the base beyond luck: {told}.")
     won = result["winner"]
     if won["label"]:

@@ -137,7 +137,7 @@ def run_world_cell(job: Job) -> dict[str, Any]:
         "n": 1,
         "cluster": [str(x) for x in range(world.prompts)],
         "reward": (law.exp() * world.reward).sum(-1).tolist(),
-        "kl": kl_divergence(law, world.start).tolist(),
+        "kl": kl_divergence(law, world.start).clamp(min=0).tolist(),
     }
     if row.kind == "base":
         out["answers"]["best_of"] = best_of(world.start, world.reward, setup.best_of).tolist()
