@@ -52,7 +52,8 @@ def dpop(beta: Positive = 0.3, lam: NonNegative = 50.0) -> Method:
     When not: chosen answers that are not worth keeping likely.
     Limits: while `h_w < 0` the pull on the chosen answer is 1 + lam times the push on the rejected
     one, close to SFT; lam = 0 is DPO. At the start (`h_w = 0`) the gradient is DPO's.
-    Deviations: none; some libraries put the penalty outside beta or outside the sigmoid.
+    Deviations: none; some libraries put the penalty outside beta or outside the sigmoid. The
+    defaults are those usually reported; there is no code of the authors' to check them against.
     Source: Pal et al. 2024, equation 3.
     """
     return Offline(Pairwise(SumLogRatio(), scale=beta, margin=ChosenShortfall(beta * lam)))

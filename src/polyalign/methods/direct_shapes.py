@@ -84,7 +84,8 @@ def alphapo(alpha: Real = 0.25, beta: Positive = 2.5, gamma: NonNegative = 0.25)
     When not: very unlikely answers with a large alpha, whose slope `exp(-alpha a)` explodes.
     Limits: alpha > 0 weighs improbable answers more, alpha < 0 less; alpha = 0 is simpo with
     `gamma_beta_ratio = gamma/beta`. Very sensitive to the learning rate, as simpo is.
-    Deviations: gamma stands outside beta; the exponent is cut at 60. Source: Gupta et al. 2025.
+    Deviations: gamma stands outside beta; the exponent is cut at 60; the defaults are one reported
+    setting (alpha, beta, gamma), not checked against the paper. Source: Gupta et al. 2025.
     """
     return Offline(
         Pairwise(Shaped(MeanLogp(), AlphaPower(alpha)), scale=beta, margin=Constant(gamma))
