@@ -50,7 +50,7 @@ def infonca(
     Limits: only differences within a list count; T is in the scores' unit, and the default says
     little else than which answer is best (ties share).
     Deviations: none; the 0.01 of the authors' code, which breaks ties, is in form=code alone.
-    Source: Chen et al. 2024, equation 7.
+    Source: Chen et al. 2024.
     """
     return Offline(Listwise(Match(Softmax(T, 0.01 if form == "code" else 0.0)), scale=beta))
 
@@ -77,7 +77,7 @@ def exo(
     When not: a single pair per prompt and no wish for another pressure than DPO's.
     Limits: scores count in units of beta_r; overall strength is beta_r times beta_pi.
     Deviations: pref normalises p, as the paper does (the authors' code has log p = [0, -10]).
-    Source: Ji et al. 2024, equations 14 (rw) and 17 (pref).
+    Source: Ji et al. 2024.
     """
     if form == "pref":
         if beta_r != 0.1:
@@ -129,7 +129,7 @@ def lipo(
     Deviations: where s are equal, lambda takes the mean over their orders, so that a list's order
     says nothing; list-mle treats tied labels by Efron's rule. pair_reduction=mean divides by the
     number of pairs, which others do. K, beta and the rate are unconfirmed in the paper's text.
-    Source: Liu et al. 2024, equations 7 and 8 and table 1.
+    Source: Liu et al. 2024, equations 7 and 8.
     """
     pairs: dict[str, ListLoss] = {
         "lambda": OrderedPairs(lambda_weights=True, reduction=pair_reduction),
@@ -171,7 +171,7 @@ def pro(
     Limits: imitation is a sum over tokens and ranking a mean, hence the small weight.
     Deviations: lists need not come sorted. Equal scores: the mean over their orders, and over the
     best ones in imitation; in plackett-luce Efron's rule. The logarithm has no 1e-10 inside.
-    Source: Song et al. 2023, equations 5 to 8.
+    Source: Song et al. 2023.
     """
     loss = TemperedPlackettLuce() if form == "paper" else PlackettLuce()
     anchor = BestNll(sft_weight, by="sum", grows=True) if sft_weight > 0 else None
@@ -199,7 +199,7 @@ def rrhf(
     Limits: no margin, so what is in order is left alone; scores only order.
     Deviations: the authors' code is nearest to rrhf_weight=100 nll=mean (its mean also counts
     padding, which this does not). Several best answers are averaged.
-    Source: Yuan et al. 2023, equations 2 to 4.
+    Source: Yuan et al. 2023.
     """
     return Offline(
         Listwise(
@@ -234,7 +234,7 @@ def brain(
     reads it as `proposal`, one log-probability an answer, beside its score (an aspect);
     proposal=ref takes the start. Self-normalising biases short lists.
     Deviations: the estimator with given samples; refreshing q' is up to you.
-    Source: Pandey et al. 2024, section 4.
+    Source: Pandey et al. 2024.
     """
     name = "proposal" if proposal == "given" else None
     return Offline(

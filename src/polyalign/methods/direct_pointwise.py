@@ -93,7 +93,7 @@ def bco(
     Limits: the first steps' delta rests on few examples; both classes must occur.
     Deviations: p comes with the data (a classifier of prompt embeddings is yours to fit). Pairs are
     taken as two thumbs: half the published pair loss. A held-out loss counts its own examples in
-    delta. Source: Jung et al. 2024, equations 8 and 12.
+    delta. Source: Jung et al. 2024, and TRL's bco trainer, which the authors wrote.
     """
     if not matching and (w_min, w_max) != (0.5, 10.0):
         raise OptionError("bco: w_min and w_max are read with matching=true only.", "Add it.")
@@ -118,7 +118,7 @@ def apo_zero(beta: Positive = 0.1) -> Method:
     Limits: bounded, and flat far from the reference on both sides: it needs more epochs or a
     larger learning rate than DPO. Thumbs instead of pairs: kto with zero_point=none.
     Deviations: AdamW (the paper used RMSprop); the constant 1 is kept, so the loss lies in [0, 2].
-    Source: D'Oosterlinck et al. 2024, section 4.
+    Source: D'Oosterlinck et al. 2024.
     """
     return Offline(Anchored(SumLogRatio(), scale=beta, chosen=Miss(), rejected=Down(Miss())))
 
@@ -128,7 +128,7 @@ def apo_zero(beta: Positive = 0.1) -> Method:
     arxiv="2408.06266",
     feedback=Pair,
     tags=("anchored", "likelihood"),
-    paper={"lr": 2e-7, "batch": 64, "epochs": 18},
+    paper={"lr": 2e-7, "batch": 64},
 )
 def apo_down(beta: Positive = 0.1) -> Method:
     """Both answers are pushed down, the rejected one faster: for chosen answers below the model's.
@@ -137,7 +137,7 @@ def apo_down(beta: Positive = 0.1) -> Method:
     When: chosen answers worse than what the model would say now. When not: better ones (apo-zero).
     Limits: what takes the probability is not said; watch the samples.
     Deviations: AdamW (the paper used RMSprop); the constant 1 is kept, so the loss lies in [0, 2].
-    Source: D'Oosterlinck et al. 2024, section 4.
+    Source: D'Oosterlinck et al. 2024.
     """
     return Offline(Anchored(SumLogRatio(), scale=beta, chosen=Down(Miss()), gap=Miss()))
 
@@ -161,7 +161,7 @@ def asft(lam: NonNegative = 0.1) -> Method:
     probability above (1+lam)/(1+2 lam). lam=0 is SFT.
     Deviations: lam and the learning rate are those of public re-implementations, unconfirmed in the
     paper. Another method of this name (anchored SFT, 2025) is not meant.
-    Source: Wang et al. 2024, arXiv 2409.10571, section 3.
+    Source: Wang et al. 2024, arXiv 2409.10571.
     """
     return Offline(
         Anchored(
@@ -190,7 +190,7 @@ def cal_dpo(beta: Positive = 0.001, cal_weight: NonNegative = 1.0) -> Method:
     When not: long answers with a small beta that must not move 1/(2 beta) nats.
     Limits: beta stands in the targets alone; 0.001 asks for 500 nats. cal_weight=0 is DPO at
     beta 1. Deviations: the authors' code has cal_weight=0.5.
-    Source: Xiao et al. 2024, equation 9.
+    Source: Xiao et al. 2024; the authors' trainer.
     """
     target = Toward(1.0 / (2.0 * beta))
     return Offline(
@@ -227,7 +227,7 @@ def nca(
     Limits: the optimum `R = log(K p)` is a normalised policy only for beta 1; with the default T
     the scores say which answer is best and little else.
     Deviations: none; the 0.01 of the authors' code is in form=code alone.
-    Source: Chen et al. 2024, equation 9; pair forms: the authors' code.
+    Source: Chen et al. 2024; pair forms: the authors' code.
     """
     if form in ("pair", "biased"):
         if T != 1e-4:
@@ -263,7 +263,7 @@ def dro(
     Limits: a separate value network; with a poor value the policy is biased, not just noisy.
     Deviations: AdamW (the paper used Adafactor); the regulariser has tau/2, as its loss says
     (Algorithm 1 prints 1/2; the same at tau 1).
-    Source: Richemond et al. 2024, equations 7 and 8.
+    Source: Richemond et al. 2024, equation 8.
     """
     source = Records() >> StandardiseScores() if standardise else Records()
     return Stages(

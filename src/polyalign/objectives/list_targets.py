@@ -70,7 +70,7 @@ class Posterior:
 
     ``proposal`` names the field with log q' of each member; None: the reference drew them. With
     samples of q' this is the self-normalised law of the answers given that they are good. Source:
-    Pandey et al. 2024, arXiv 2402.02479, section 4.
+    Pandey et al. 2024, arXiv 2402.02479.
     """
 
     temperature: float = 0.5
@@ -122,7 +122,7 @@ class NoiseContrast:
     """``-sum_k p_k log sigmoid(s_k) - (1/K) sum_k log sigmoid(-s_k)``: each answer against noise.
 
     Unlike losses of differences it changes when all rewards move together; its optimum is
-    ``s_k = log(K p_k)``. Source: Chen et al. 2024, arXiv 2402.05369, equation 9.
+    ``s_k = log(K p_k)``. Source: Chen et al. 2024, arXiv 2402.05369.
     """
 
     target: Target

@@ -23,7 +23,7 @@ class OrderedPairs:
     ``lambda_weights``: ``w_ij = |2^r_i - 2^r_j| |1/log(1 + t_i) - 1/log(1 + t_j)|``, t the rank of
     s in its list (1 is the largest), constant for the gradient; else w = 1. ``reduction`` "mean"
     divides by the number of pairs. Source of the weights: Liu et al. 2024, arXiv 2402.01878,
-    section 3.
+    equations 7 and 8.
     """
 
     link: Link = field(default_factory=Logistic)
@@ -130,7 +130,7 @@ class TemperedPlackettLuce:
     ``T_ki = r_k - r_i`` and ``T_kk = max_{i > k} T_ki``: worse answers push back the more, the
     worse they are. Equal scores have T = 0 among each other; the mean over their possible orders is
     taken, so that the order in which a list is given says nothing. Source: Song et al. 2023, arXiv
-    2306.17492, equations 6 and 7, where temperatures are 1/T.
+    2306.17492, where temperatures are 1/T.
     """
 
     @property

@@ -34,7 +34,7 @@ class DroValue:
 
     With ``values`` "token" there is a value at each step of the answer and a residual at each, and
     their squares are averaged; with "prompt" only the prompt has one. Source: Richemond et al.
-    2024, arXiv 2405.19107, equation 7.
+    2024, arXiv 2405.19107.
     """
 
     tau: float = 1.0
