@@ -189,7 +189,7 @@ def cal_dpo(beta: Positive = 0.001, cal_weight: NonNegative = 1.0) -> Method:
     When: chosen answers lose likelihood under DPO, or rewards should have a scale.
     When not: long answers with a small beta that must not move 1/(2 beta) nats.
     Limits: beta stands in the targets alone; 0.001 asks for 500 nats. cal_weight=0 is DPO at
-    beta 1. Deviations: the authors' code has cal_weight=0.5.
+    beta 1. Deviations: the authors' code has cal_weight=0.5; the paper's 1 is unconfirmed.
     Source: Xiao et al. 2024; the authors' trainer.
     """
     target = Toward(1.0 / (2.0 * beta))
