@@ -109,8 +109,10 @@ def main() -> int:
     args = parser.parse_args()
 
     from polyalign.cli.progress import Progress
+    from polyalign.cli.screen import one_line_warnings, silence_libraries
 
-    with Progress("demo") as watcher:
+    silence_libraries()
+    with one_line_warnings(), Progress("demo") as watcher:
         return run(args, watcher)
 
 
