@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from polyalign.errors import OptionError
-from polyalign.policies.language.generate import draw
+from polyalign.policies.language import decode, generate
+from polyalign.policies.language.adapters import LoraSpec
+from polyalign.policies.language.law import draw
 from polyalign.protocols import Sampling
 from polyalign.types import Rows
 from tests.policies import tiny
@@ -71,6 +73,117 @@ def test_rows_stop_at_the_end_token_and_say_so():
     )
 
 
+def rollouts_equal(one, two):
+    for a, b in zip(one.rows, two.rows, strict=True):
+        assert a.steps.equal(b.steps)
+    torch.testing.assert_close(one.logp.double(), two.logp.double(), rtol=0, atol=1e-9)
+    assert one.finished.equal(two.finished)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "cohere"])
+def test_shared_contexts_draw_what_the_models_own_cache_draws(family, exact, monkeypatch):
+    policy = tiny.policy(family)
+    policy.template.__dict__["stops"] = frozenset(range(0, 340, 9))
+    assert decode.place_bytes(policy.trunk, 40)
+    shared = sampled(policy, CONTEXTS, 3, range(12), top_p=0.95)
+    monkeypatch.setattr(decode, "place_bytes", lambda trunk, longest: 0)
+    rollouts_equal(shared, sampled(policy, CONTEXTS, 3, range(12), top_p=0.95))
+
+
+@pytest.mark.parametrize(("rows", "n"), [(1, 2), (3, 2), (5, 3), (8, 1), (4, 9)])
+def test_rows_that_come_in_where_others_ended_draw_what_they_draw_alone(
+    rows, n, exact, monkeypatch
+):
+    policy = tiny.policy()
+    policy.template.__dict__["stops"] = frozenset(range(0, 340, 5))
+    contexts = [*CONTEXTS, "the mat", "now or never", "yes"]
+    seeds = range(len(contexts) * n)
+    together = sampled(policy, contexts, n, seeds)
+    assert len({len(row.steps) for row in together.rows}) > 3
+    monkeypatch.setitem(generate.ROWS, "cpu", rows)
+    rollouts_equal(together, sampled(policy, contexts, n, seeds))
+
+
+def test_few_rows_are_decoded_at_once_where_memory_is_short(exact, monkeypatch):
+    policy = tiny.policy()
+    whole = sampled(policy, CONTEXTS, 3, range(12))
+    asked = []
+    made = decode.Rows.__init__
+
+    def spy(self, trunk, room, steps):
+        asked.append(room)
+        made(self, trunk, room, steps)
+
+    monkeypatch.setattr(decode.Rows, "__init__", spy)
+    monkeypatch.setattr(generate, "MEMORY", 5 * 12 * decode.place_bytes(policy.trunk, 40))
+    rollouts_equal(whole, sampled(policy, CONTEXTS, 3, range(12)))
+    assert asked == [5]
+
+
+def test_a_soft_cap_on_attention_is_kept(exact):
+    policy = tiny.policy("gemma2")
+    policy.model.config.sliding_window = 64
+    assert decode.place_bytes(policy.trunk, 40)
+    assert not decode.place_bytes(policy.trunk, 65)
+
+
+def test_a_model_that_decodes_otherwise_uses_its_own_cache(exact, monkeypatch):
+    merge = decode._merge
+    monkeypatch.setattr(decode, "_merge", lambda one, two: merge(one, two) * 1.01)
+    policy = tiny.policy()
+    rollout = sampled(policy, CONTEXTS, 2, range(8))
+    assert not decode.place_bytes(policy.trunk, 40)
+    logp = policy.score(Rows.collate(rollout.rows)).logp.detach()
+    torch.testing.assert_close(rollout.logp.double(), logp, rtol=0, atol=1e-5)
+
+
+@pytest.fixture
+def adapted():
+    policy = tiny.policy(lora=LoraSpec(r=4))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in policy.trainable().values():
+            parameter.normal_(0, 0.3)
+    return policy
+
+
+def test_an_adapter_takes_part_and_every_weight_is_the_same_bit_for_bit_afterwards(adapted, exact):
+    model = adapted.model
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    addresses = {name: p.data_ptr() for name, p in model.named_parameters()}
+    base = adapted.freeze()
+    base.load({name: torch.zeros_like(x) for name, x in base.tensors().items()})
+    rollout = sampled(adapted, CONTEXTS, 2, range(8))
+    for name, parameter in model.named_parameters():
+        assert parameter.equal(before[name])
+        assert parameter.data_ptr() == addresses[name]
+    rows = Rows.collate(rollout.rows)
+    logp = adapted.score(rows).logp.detach()
+    torch.testing.assert_close(rollout.logp.double(), logp, rtol=0, atol=1e-5)
+    assert not torch.allclose(logp, base.score(rows).logp.detach(), atol=1e-2)
+
+
+def test_weights_come_back_when_sampling_is_broken_off(adapted, monkeypatch):
+    rows = Rows.collate(sampled(adapted, CONTEXTS, 1, range(4)).rows)
+    before = adapted.score(rows).logp.detach()
+
+    def broken(self, tokens):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(decode.Rows, "forward", broken)
+    with pytest.raises(KeyboardInterrupt):
+        sampled(adapted, CONTEXTS, 1, range(4))
+    assert adapted.score(rows).logp.detach().equal(before)
+
+
+def test_an_adapter_that_is_switched_off_stays_off(adapted, exact):
+    from polyalign.policies.language import adapters
+
+    adapters.enable(adapted.model, False)
+    rows = sampled(adapted, CONTEXTS, 1, range(4))
+    rollouts_equal(rows, sampled(tiny.policy(), CONTEXTS, 1, range(4)))
+
+
 def test_payloads_are_text_for_text_and_a_turn_for_a_conversation():
     policy = tiny.policy()
     chat = ({"role": "user", "content": "hi"},)
@@ -132,6 +245,20 @@ def test_t23_the_truncated_law_sums_to_one_also_when_its_mass_lies_in_many_token
     token, old, _ = draw(logits, torch.tensor([0.999], dtype=torch.float64), Sampling(top_p=0.5))
     torch.testing.assert_close(old.exp(), torch.tensor([1 / 4500], dtype=torch.float64))
     assert token.shape == (1,)
+
+
+@pytest.mark.parametrize("size", [1, 255, 256, 257, 1000])
+def test_the_draw_is_the_first_token_whose_cumulated_mass_exceeds_the_uniform(size):
+    made = torch.Generator().manual_seed(size)
+    logits = 3 * torch.randn(50, size, generator=made, dtype=torch.float64)
+    uniform = torch.rand(50, generator=made, dtype=torch.float64)
+    uniform[:2] = torch.tensor([0.0, 1 - 1e-15])
+    token, _, _ = draw(logits, uniform, Sampling())
+    p = logits.softmax(-1).numpy()
+    for row in range(50):
+        below = p[row, : token[row]].sum()
+        assert below <= uniform[row] + 1e-12
+        assert uniform[row] < below + p[row, token[row]] + 1e-12
 
 
 def test_draws_never_take_a_token_without_mass():

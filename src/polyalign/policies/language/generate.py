@@ -1,8 +1,9 @@
 """Sampling on the live weights: batched, with a key-value cache.
 
 Each row draws from uniform numbers of its own seed, so what else is in the batch changes nothing
-(up to the rounding of matrix products). Contexts are computed once for all their rows, and rows
-that have ended leave the batch.
+(up to the rounding of matrix products). A context's keys and values are computed and kept once for
+all its rows, rows that have ended make room for others, and an adapter is folded into the weights
+meanwhile. Models that :mod:`decode` does not compute use their own cache.
 
 Axes: C contexts, B rows in the batch, N rows in all, T steps, V tokens.
 """
@@ -16,15 +17,24 @@ import torch
 from torch import Tensor
 
 from polyalign.errors import OptionError
+from polyalign.policies.language import decode
+from polyalign.policies.language.fold import folded
 from polyalign.policies.language.growing import growing_cache
+from polyalign.policies.language.law import draw
 from polyalign.protocols import Rollout, Sampling
 from polyalign.types import Row
 
 if TYPE_CHECKING:
     from polyalign.policies.language.policy import LanguagePolicy
 
-ROWS = {"cpu": 64}
-"""Rows decoded at once, by device; elsewhere 256."""
+ROWS = {"cpu": 256}
+"""Rows decoded at once, by device; elsewhere 512."""
+OWN_CACHE_ROWS = {"cpu": 64}
+"""The same where the model's own cache is used; elsewhere 256."""
+MEMORY = 2 << 30
+"""Bytes that the keys and values of the rows' own steps may take."""
+TURNOVER = 8
+"""Ended rows are replaced or dropped once they are one in so many."""
 
 
 def generate(
@@ -35,35 +45,29 @@ def generate(
     Raises :class:`OptionError` for a law or a budget that cannot be drawn from.
     """
     _check(how, n, len(contexts), len(seeds))
-    template = policy.template
+    template, trunk = policy.template, policy.trunk
     encoded = [template.context(context, room=how.max_steps) for context in contexts]
-    total = len(contexts) * n
-    uniform = torch.stack([_uniform(seed, how.max_steps) for seed in seeds]) if total else None
-    drawn: list[tuple[list[int], list[float], list[float]]] = [([], [], []) for _ in range(total)]
-    most = max(ROWS.get(policy.device.type, 256) // n, 1)
-    # Contexts of like length together: less padding to compute at every step.
-    order = sorted(range(len(contexts)), key=lambda i: len(encoded[i]))
-    with torch.no_grad():
-        for start in range(0, len(order), most):
-            picked = order[start : start + most]
-            rows = [i * n + k for i in picked for k in range(n)]
-            assert uniform is not None
-            batch = _Batch(policy, [encoded[i] for i in picked], n, uniform[rows])
-            for row, result in zip(rows, batch.run(how, template.stops)):
-                drawn[row] = result
-    longest = max((len(ids) for ids, _, _ in drawn), default=0)
-    old = torch.zeros(total, longest)
-    logp = torch.zeros(total, longest)
+    drawn = _Drawn(how, seeds, template.stops, policy.device)
+    if encoded:
+        longest = max(len(context) for context in encoded) + how.max_steps
+        with torch.no_grad():
+            trunk.layout()
+            with folded(policy.model):
+                place = decode.place_bytes(trunk, longest)
+                if place:
+                    _shared(policy, encoded, n, drawn, place)
+                else:
+                    _own_cache(policy, encoded, n, drawn)
+    length = drawn.length.tolist()
     made, payloads = [], []
-    finished = torch.zeros(total, dtype=torch.bool)
-    for i, (ids, law, own) in enumerate(drawn):
-        old[i, : len(ids)] = torch.tensor(law)
-        logp[i, : len(ids)] = torch.tensor(own)
-        finished[i] = bool(ids) and ids[-1] in template.stops
-        steps = torch.tensor(ids, dtype=torch.long)
-        made.append(Row(encoded[i // n], steps, torch.ones(len(ids), dtype=torch.bool)))
-        payloads.append(template.payload(contexts[i // n], ids))
-    return Rollout(tuple(made), old, logp, finished, tuple(payloads), n)
+    tokens = drawn.tokens.cpu()
+    for i, size in enumerate(length):
+        steps = tokens[i, :size].clone()
+        made.append(Row(encoded[i // n], steps, torch.ones(size, dtype=torch.bool)))
+        payloads.append(template.payload(contexts[i // n], steps.tolist()))
+    most = max(length, default=0)
+    old, logp = (x[:, :most].cpu().float() for x in (drawn.old, drawn.logp))
+    return Rollout(tuple(made), old, logp, drawn.finished.cpu(), tuple(payloads), n)
 
 
 def _check(how: Sampling, n: int, contexts: int, seeds: int) -> None:
@@ -91,13 +95,124 @@ def _uniform(seed: int, steps: int) -> Tensor:
     return torch.rand(steps, generator=made, dtype=torch.float64)
 
 
-class _Batch:
-    """Rows decoded together: their cache, which of them still run, and what they drew."""
+class _Drawn:
+    """What each row drew [N, T], and how the next step is drawn."""
 
     def __init__(
-        self, policy: LanguagePolicy, contexts: list[tuple[int, ...]], n: int, uniform: Tensor
+        self, how: Sampling, seeds: Sequence[int], stops: frozenset[int], device: torch.device
+    ) -> None:
+        self.how = how
+        shape = (len(seeds), how.max_steps)
+        uniform = [_uniform(seed, how.max_steps) for seed in seeds]
+        self.uniform = torch.stack(uniform).to(device) if uniform else torch.zeros(shape)
+        self.ends = torch.tensor(sorted(stops), dtype=torch.long, device=device)
+        self.tokens = torch.zeros(shape, dtype=torch.long, device=device)
+        self.old = torch.zeros(shape, dtype=torch.float64, device=device)
+        self.logp = torch.zeros(shape, dtype=torch.float64, device=device)
+        self.length = torch.zeros(len(seeds), dtype=torch.long, device=device)
+        self.finished = torch.zeros(len(seeds), dtype=torch.bool, device=device)
+
+    def step(self, rows: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """One more token [B] of each of the ``rows`` [B], and which of them go on.
+
+        A row that has ended already is drawn from for nothing.
+        """
+        runs = ~self.finished[rows] & (self.length[rows] < self.how.max_steps)
+        at = self.length[rows].clamp(max=self.how.max_steps - 1)
+        token, old, logp = draw(logits, self.uniform[rows, at], self.how)
+        mine, at = rows[runs], at[runs]
+        self.tokens[mine, at] = token[runs]
+        self.old[mine, at] = old[runs].double()
+        self.logp[mine, at] = logp[runs].double()
+        self.length[mine] = at + 1
+        self.finished[mine] = torch.isin(token[runs], self.ends)
+        return token, ~self.finished[rows] & (self.length[rows] < self.how.max_steps)
+
+
+def _logits(policy: LanguagePolicy) -> Any:
+    """From states to logits in float32 or better."""
+    head = policy.trunk.head.wide()
+    return lambda states: head(states.to(torch.promote_types(states.dtype, torch.float32)))
+
+
+def _shared(
+    policy: LanguagePolicy, contexts: list[tuple[int, ...]], n: int, drawn: _Drawn, place: int
+) -> None:
+    """Sample all rows with :mod:`decode`, the longest contexts first, others as rows end.
+
+    ``place`` is the memory of one place of one row.
+    """
+    logits = _logits(policy)
+    steps = drawn.how.max_steps
+    room = max(
+        min(ROWS.get(policy.device.type, 512), MEMORY // (place * steps), len(drawn.length)), 1
+    )
+    # A context comes with all its rows, or with some of them where they are very many.
+    part = min(n, max(room // 4, 1))
+    need = max(part, room // TURNOVER)
+    longest = sorted(range(len(contexts)), key=lambda i: -len(contexts[i]))
+    waiting = [(i, k, min(k + part, n)) for i in longest for k in range(0, n, part)]
+    rows = decode.Rows(policy.trunk, room, steps)
+    row = torch.zeros(0, dtype=torch.long, device=policy.device)
+    states: list[Tensor] = []
+    while True:
+        if room - len(row) >= need:
+            while waiting and room - len(row) >= part:
+                units = _together(waiting, contexts, room - len(row))
+                del waiting[: len(units)]
+                prefix = decode.Prefix(policy.trunk, [contexts[i] for i, _, _ in units])
+                home = [c for c, (_, a, b) in enumerate(units) for _ in range(a, b)]
+                rows.add(prefix, home)
+                states.append(prefix.states[home])
+                added = [i * n + k for i, a, b in units for k in range(a, b)]
+                row = torch.cat([row, row.new_tensor(added)])
+        if not len(row):
+            return
+        token, runs = drawn.step(row, logits(torch.cat(states)))
+        ended = len(row) - int(runs.sum())
+        if ended * TURNOVER >= len(row) or (waiting and room - len(row) + ended >= need):
+            order = rows.keep(runs)
+            row, token = row[order], token[order]
+        states = [rows.forward(token)] if len(row) else []
+
+
+def _together(
+    waiting: list[tuple[int, int, int]], contexts: list[tuple[int, ...]], free: int
+) -> list[tuple[int, int, int]]:
+    """The first of the waiting that are computed in one pass: as many as fit, of like length."""
+    size = len(contexts[waiting[0][0]])
+    used = rows = 0
+    for count, (i, a, b) in enumerate(waiting):
+        used, rows = used + len(contexts[i]), rows + b - a
+        places = size * (count + 1)
+        if count and (
+            rows > free or places > decode.PLACES or places - used > decode.WASTE * places
+        ):
+            return waiting[:count]
+    return list(waiting)
+
+
+def _own_cache(
+    policy: LanguagePolicy, contexts: list[tuple[int, ...]], n: int, drawn: _Drawn
+) -> None:
+    """Sample all rows with the model's own cache, batch after batch."""
+    most = max(OWN_CACHE_ROWS.get(policy.device.type, 256) // n, 1)
+    # Contexts of like length together: less padding to compute at every step.
+    order = sorted(range(len(contexts)), key=lambda i: len(contexts[i]))
+    for start in range(0, len(order), most):
+        picked = order[start : start + most]
+        rows = torch.tensor([i * n + k for i in picked for k in range(n)], device=policy.device)
+        _Batch(policy, [contexts[i] for i in picked], n, rows).run(drawn)
+
+
+class _Batch:
+    """Rows decoded together: their cache, and which of them still run."""
+
+    def __init__(
+        self, policy: LanguagePolicy, contexts: list[tuple[int, ...]], n: int, rows: Tensor
     ) -> None:
         self.trunk = policy.trunk
+        self.logits = _logits(policy)
         device = policy.device
         longest = max(len(context) for context in contexts)
         pads = [longest - len(context) for context in contexts]
@@ -107,16 +222,14 @@ class _Batch:
         place = torch.arange(longest, device=device)
         self.mask = (place >= pad).long()
         self.position = (place - pad).clamp(min=0)
-        self.padded = any(pads)
         self.cache = growing_cache(self.trunk.config)
         self.state = self._forward(ids)
         self.cache.batch_repeat_interleave(n)
         self.state, self.mask, self.position = (
             x.repeat_interleave(n, 0) for x in (self.state, self.mask, self.position[:, -1:])
         )
-        self.uniform = uniform.to(device)
-        self.row = torch.arange(len(uniform), device=device)
-        self.runs = torch.ones(len(uniform), dtype=torch.bool, device=device)
+        self.row = rows
+        self.runs = torch.ones(len(rows), dtype=torch.bool, device=device)
 
     def _forward(self, ids: Tensor) -> Tensor:
         """The state [B, H] after the last of ``ids`` [B, S] (or its logits)."""
@@ -131,33 +244,17 @@ class _Batch:
         sequence: Tensor = out.last_hidden_state if trunk.splits else out.logits
         return sequence[:, -1]
 
-    def run(
-        self, how: Sampling, stops: frozenset[int]
-    ) -> list[tuple[list[int], list[float], list[float]]]:
-        """Token ids, log-probabilities of the law that drew and of the policy, for each row."""
-        head = self.trunk.head.wide()
-        ends = torch.tensor(sorted(stops), device=self.state.device)
-        out: list[tuple[list[int], list[float], list[float]]] = [([], [], []) for _ in self.row]
-        for step in range(how.max_steps):
-            logits = head(self.state.to(torch.promote_types(self.state.dtype, torch.float32)))
-            token, old, logp = draw(logits, self.uniform[self.row, step], how)
-            running = self.runs.tolist()
-            columns = (self.row.tolist(), token.tolist(), old.tolist(), logp.tolist())
-            for on, row, t, law, own in zip(running, *columns):
-                if on:
-                    out[row][0].append(t)
-                    out[row][1].append(law)
-                    out[row][2].append(own)
-            self.runs = self.runs & ~torch.isin(token, ends)
+    def run(self, drawn: _Drawn) -> None:
+        while True:
+            token, self.runs = drawn.step(self.row, self.logits(self.state))
             left = int(self.runs.sum())
-            if left == 0 or step + 1 == how.max_steps:
-                break
+            if left == 0:
+                return
             if left <= 0.75 * len(self.row):
                 token = self._compact(token)
             self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.row), 1)], 1)
             self.position = self.position + 1
             self.state = self._forward(token.unsqueeze(1))
-        return out
 
     def _compact(self, token: Tensor) -> Tensor:
         """Drop the rows that have ended."""
@@ -167,57 +264,3 @@ class _Batch:
             x[keep] for x in (self.row, self.mask, self.position, self.runs)
         )
         return token[keep]
-
-
-def draw(logits: Tensor, uniform: Tensor, how: Sampling) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens [B] by inverse CDF, their log-probability in the law that drew and in the policy's.
-
-    ``logits`` [B, V] in float32 or better, ``uniform`` [B] in [0, 1). The law is softmax(logits /
-    temperature), cut to the ``top_k`` likeliest, then to the fewest likeliest whose share of what
-    is left reaches ``top_p``, renormalised. Temperature 0 takes the likeliest token.
-    """
-    full = torch.log_softmax(logits, -1)
-    if how.temperature == 0:
-        token = full.argmax(-1)
-        return token, torch.zeros_like(uniform, dtype=full.dtype), _at(full, token)
-    law = full if how.temperature == 1 else torch.log_softmax(logits / how.temperature, -1)
-    if how.top_k == 0 and how.top_p >= 1:
-        token = _invert(law.exp(), uniform)
-        return token, _at(law, token), _at(full, token)
-    kept, index = _cut(law, how.top_k, how.top_p)
-    place = _invert(kept.exp(), uniform)
-    token = _at(index, place)
-    return token, _at(torch.log_softmax(kept, -1), place), _at(full, token)
-
-
-def _at(x: Tensor, index: Tensor) -> Tensor:
-    return x.gather(-1, index.unsqueeze(-1)).squeeze(-1)
-
-
-def _invert(mass: Tensor, uniform: Tensor) -> Tensor:
-    """The first place at which the cumulated mass exceeds the uniform's share of the total."""
-    cumulated = mass.cumsum(-1, dtype=torch.float64)
-    target = (uniform * cumulated[:, -1]).unsqueeze(-1)
-    place = torch.searchsorted(cumulated, target, right=True).squeeze(-1)
-    if bool((place == mass.shape[-1]).any()):
-        # Rounding left a target at the total: the last place that has any mass.
-        last = mass.shape[-1] - 1 - mass.flip(-1).gt(0).to(torch.int8).argmax(-1)
-        place = torch.minimum(place, last)
-    return place
-
-
-def _cut(law: Tensor, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
-    """The likeliest tokens in order, their log-probabilities with -inf on those cut off."""
-    size = law.shape[-1]
-    k = min(top_k or size, size)
-    # Nearly always the mass wanted lies in few tokens: sort those first, all of them if need be.
-    some = min(k, 1024)
-    while True:
-        kept, index = law.topk(some, -1)
-        mass = kept.exp()
-        total = mass.sum(-1, keepdim=True) if top_k else torch.ones_like(mass[:, :1])
-        before = mass.cumsum(-1) - mass
-        if some == k or bool((before[:, -1:] + mass[:, -1:] >= top_p * total).all()):
-            break
-        some = min(k, some * 8)
-    return kept.masked_fill(before >= top_p * total, -torch.inf), index
