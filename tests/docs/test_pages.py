@@ -41,7 +41,7 @@ def test_commands_in_the_documents_exist() -> None:
     for page in [DOCS.parent / "README.md", *DOCS.glob("*.md")]:
         if page.name == "mistakes.md":
             continue
-        for first, second in re.findall(r"polyalign ([a-z][a-z-]*)(?: ([a-z-]+))?", _code(page)):
+        for first, second in re.findall(r"polyalign ([a-z][a-z-]*)(?: ([a-z][a-z-]*))?", _code(page)):
             command = root.commands.get(first)
             below = getattr(command, "commands", None)
             if command is None or (below and second and second not in below):

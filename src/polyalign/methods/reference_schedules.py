@@ -64,13 +64,10 @@ def tr_dpo(
         raise OptionError("tr-dpo: tau has no place in form=soft.", "Use form=both, or leave it.")
     if form == "hard" and alpha is not None:
         raise OptionError("tr-dpo: alpha has no place in form=hard.", "Use form=both, or leave it.")
-    method = {"dpo": dpo, "ipo": ipo, "kto": kto}[base](
-        **{"tau" if base == "ipo" else "beta": beta}
-    )
-    moving = Reference(
-        every=1 if form == "soft" else tau or 512, mix=1.0 if form == "hard" else alpha or 0.6
-    )
-    stage = replace(method.stages[0], references={"ref": moving})
+    fixed = {"dpo": dpo(beta=beta), "ipo": ipo(tau=beta), "kto": kto(beta=beta)}[base]
+    every = 1 if form == "soft" else tau or 512
+    mix = 1.0 if form == "hard" else alpha or 0.6
+    stage = replace(fixed.stages[0], references={"ref": Reference(every=every, mix=mix)})
     return replace(Stages(stage), feedback=Binary if base == "kto" else Pair)
 
 
