@@ -28,7 +28,8 @@ def lab(
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Every method that has a world.")] = False,
     world: Annotated[
-        str | None, typer.Option(help="bandit, loglinear, sequences, lqr (default: its own).")
+        str | None,
+        typer.Option(help="bandit, loglinear, sequences, lqr, tiny_lm (default: its own)."),
     ] = None,
     output: Annotated[
         Path | None,

@@ -17,14 +17,28 @@ from polyalign.feedback.records import KINDS
 from polyalign.methods import catalogue, get, named
 from polyalign.methods.optima import KNOWN
 from polyalign.methods.optima.known import POPULATIONS, WORLDS, Known
+from polyalign.policies.language.policy import LanguagePolicy
 from polyalign.recipe import Declaration, Schedule
+from polyalign.studies import tiny_lm
 from polyalign.studies.lab import LabRun, World, exact, train
 from polyalign.worlds.discrete import Discrete
+from polyalign.worlds.discrete import Point as WorldPoint
+from polyalign.worlds.tiny_lm import TinyLm
 
 STATIONARY = Known(
     "no closed form: the gradient over the population vanishes", tolerance=1e-7, steps=150
 )
 """What is checked of a method of which nothing else is known."""
+
+IN_LANGUAGE = Known(
+    "share of the gold reward missing at the start that its samples still miss",
+    world="tiny_lm",
+    measure=lambda world, run: missed(run),
+    tolerance=0.9,
+    steps=60,
+    settings={"batch": 32, "lr": 2e-4, "epochs": 100.0, "max_steps": 60, "clip": 1.0},
+)
+"""What is checked of a method on the tiny language model: that its gold reward rises."""
 
 SWEEP = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Multiples of an option's value along the reward-KL curve."""
@@ -112,6 +126,8 @@ def _in_world(known: Iterable[Known], world: str) -> list[Known]:
 
     A closed form holds where its own world's options are the default ones.
     """
+    if world == IN_LANGUAGE.world:
+        return [IN_LANGUAGE]
     here = [one for one in known if one.world == world]
     moved = [
         replace(one, world=world) for one in known if one.law and not one.make and not one.feedback
@@ -142,7 +158,7 @@ def perform(method: str, known: Known, name: str = "", sweep: bool = False) -> L
         distance = known.measure(world, run)
     else:
         distance = run.stationarity()
-    point = world.point(run.policy) if isinstance(world, Discrete) else None
+    point = place(world, run)
     points = swept(declared, known) if sweep and isinstance(world, Discrete) else []
     return LabResult(
         name or method,
@@ -164,6 +180,33 @@ def perform(method: str, known: Known, name: str = "", sweep: bool = False) -> L
         frontier(world) if points else [],
         run.curve,
     )
+
+
+def place(world: World, run: LabRun) -> WorldPoint | None:
+    """Gold reward and divergence of a run's end: exact, from samples of the tiny language model,
+    or None.
+    """
+    match world:
+        case Discrete():
+            return world.point(run.policy)
+        case TinyLm():
+            own, start = _language(run)
+            return WorldPoint(tiny_lm.gold(own), tiny_lm.divergence(own, start))
+    return None
+
+
+def missed(run: LabRun) -> float:
+    """How much of the gold reward that the start's samples miss (of 1) the end's still miss."""
+    own, start = _language(run)
+    return (1 - tiny_lm.gold(own)) / (1 - tiny_lm.gold(start))
+
+
+def _language(run: LabRun) -> tuple[LanguagePolicy, LanguagePolicy]:
+    """A run's policy and its start, which are language models."""
+    own, start = run.policy, run.session.start
+    assert isinstance(own, LanguagePolicy)
+    assert isinstance(start, LanguagePolicy)
+    return own, start
 
 
 def attempt(declared: Declaration, known: Known, world: World) -> LabRun:
@@ -216,9 +259,9 @@ def swept(declared: Declaration, known: Known) -> list[Point]:
             continue  # Outside what the option or the numbers allow; the curve is shorter there.
         assert isinstance(world, Discrete)
         law = known.law(world, run.hyper) if known.law else None
-        place = world.point(run.policy)
+        at = world.point(run.policy)
         distance = None if law is None else world.distance(run.policy, law)
-        points.append(Point(value, place.reward, place.kl, distance))
+        points.append(Point(value, at.reward, at.kl, distance))
     return points
 
 

@@ -26,6 +26,7 @@ from polyalign.policies.control import GaussianPolicy
 from polyalign.policies.tabular import BilinearPolicy, SequencePolicy, TabularPolicy
 from polyalign.protocols import Policy
 from polyalign.recipe import Declaration, Method, Schedule, Update
+from polyalign.studies import tiny_lm
 from polyalign.studies.finish import LARGEST, newton
 from polyalign.types import Batch, State, Stateful
 from polyalign.worlds.bandit import Bandit
@@ -33,15 +34,18 @@ from polyalign.worlds.discrete import Discrete
 from polyalign.worlds.loglinear import LogLinear
 from polyalign.worlds.lqr import Lqr
 from polyalign.worlds.sequences import Sequences
+from polyalign.worlds.tiny_lm import TinyLm
 
-World = Discrete | Lqr
+World = Discrete | Lqr | TinyLm
 
 EMPTY = -40.0
 """Log-probability by which a closed form's answer without mass is approached."""
 
 
 def policy_for(world: World) -> Policy:
-    """The world's start policy: the reference as a table, or a Gaussian that does nothing."""
+    """The world's start policy: the reference as a table, a Gaussian that does nothing, or the
+    tiny language model (trained on the spot, once a machine).
+    """
     match world:
         case Sequences():
             return SequencePolicy(world.logits, world.length, world.eos)
@@ -51,6 +55,8 @@ def policy_for(world: World) -> Policy:
             return TabularPolicy(world.start)
         case Lqr():
             return GaussianPolicy(world.state_size, world.action_size)
+        case TinyLm():
+            return tiny_lm.load()
     raise OptionError(f"There is no policy for {type(world).__name__}.", "Use a world of worlds/.")
 
 
@@ -235,7 +241,7 @@ def train(
         records,
         settings,
         hooks=watch,
-        judge=world.judge if isinstance(world, Discrete) else None,
+        judge=None if isinstance(world, Lqr) else world.judge,
         environment=environment,
     )
     begin = time.perf_counter()

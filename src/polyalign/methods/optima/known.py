@@ -25,6 +25,7 @@ from polyalign.worlds.bandit import Bandit
 from polyalign.worlds.loglinear import LogLinear
 from polyalign.worlds.lqr import Lqr
 from polyalign.worlds.sequences import Sequences
+from polyalign.worlds.tiny_lm import TinyLm
 
 Law = Callable[[Any, Mapping[str, Any]], Tensor]
 """The closed form: the log-law [X, Y] of a world and a method's options."""
@@ -40,6 +41,7 @@ WORLDS: dict[str, Callable[..., Any]] = {
     "loglinear": LogLinear.make,
     "sequences": Sequences.make,
     "lqr": Lqr.make,
+    "tiny_lm": TinyLm.make,
 }
 """Worlds by the name that the command line takes."""
 
