@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from polyalign.cli.group import group
 from polyalign.cli.methods import Json
 from polyalign.cli.screen import emit, note, results_only, say, table
+
+if TYPE_CHECKING:
+    from polyalign.studies.claims import Entry
 
 claims = group(
     "What papers claim of their methods, declared before it is measured.",
@@ -74,7 +77,7 @@ def page(
     say(f"{output}")
 
 
-def _table(entries: list) -> None:  # type: ignore[type-arg]
+def _table(entries: list[Entry]) -> None:
     table(
         ["claim", "status", "figure", "", "threshold", "seconds", "of what"],
         [

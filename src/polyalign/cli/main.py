@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from polyalign.cli import bring, use
+from polyalign.cli.claims import claims
 from polyalign.cli.compare import EXAMPLES as COMPARE
 from polyalign.cli.compare import compare
 from polyalign.cli.data import data
@@ -81,6 +82,7 @@ app.command("evaluate", epilog=use.EVALUATE)(use.evaluate)
 app.command("sample", epilog=use.SAMPLE)(use.sample)
 app.command("report", epilog=use.REPORT)(use.report)
 app.command("lab", epilog=use.LAB)(use.lab)
+app.add_typer(claims, name="claims")
 app.command("completion", epilog=bring.COMPLETION)(bring.completion)
 
 

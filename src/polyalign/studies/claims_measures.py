@@ -107,8 +107,8 @@ def merged(pairs: Sequence[Pair]) -> list[Record]:
     """Each different pair once, weighted by how often it occurs."""
     count = Counter((p.prompt, p.chosen, p.rejected) for p in pairs)
     return [
-        Pair(key=f"{x}:{w}>{l}", prompt=x, chosen=w, rejected=l, weight=float(n))
-        for (x, w, l), n in count.items()
+        Pair(key=f"{x}:{w}>{other}", prompt=x, chosen=w, rejected=other, weight=float(n))
+        for (x, w, other), n in count.items()
     ]
 
 
