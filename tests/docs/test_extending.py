@@ -94,3 +94,20 @@ def test_a_logger_put_into_the_table_is_told_every_step(
     monkeypatch.setitem(loggers.SINKS, "mine", Mine)
     train("dpo", loggers=["mine"])
     assert told == [1]
+
+
+def test_the_measurement_of_the_page_measures(here: Kitchen) -> None:
+    import polyalign
+
+    here.text("mine.py", example("A measurement"))
+    found = polyalign.evaluate(
+        "tiny",
+        "pairs.jsonl",
+        method="mine.py:answer_length",
+        hyper={"at_most": 3},
+        samples=4,
+        max_new_tokens=5,
+    )["with"]["answer-length"]
+    assert 1 <= found["mean"]["value"] <= 5
+    assert [line["measure"] for line in found["figures"]] == ["Answer length", "Too long"]
+    assert found["options"] == {"at_most": 3}

@@ -41,7 +41,8 @@ def test_commands_in_the_documents_exist() -> None:
     for page in [DOCS.parent / "README.md", *DOCS.glob("*.md")]:
         if page.name == "mistakes.md":
             continue
-        for first, second in re.findall(r"polyalign ([a-z][a-z-]*)(?: ([a-z][a-z-]*))?", _code(page)):
+        pattern = r"polyalign ([a-z][a-z-]*)(?: ([a-z][a-z-]*))?"
+        for first, second in re.findall(pattern, _code(page)):
             command = root.commands.get(first)
             below = getattr(command, "commands", None)
             if command is None or (below and second and second not in below):
