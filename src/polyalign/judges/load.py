@@ -13,7 +13,8 @@ from polyalign.protocols import Judge
 
 
 def load_judge(spec: str | Path | Judge | Callable[..., Any]) -> Judge:
-    """A Judge from ``FILE.py:function``, a reward-model folder, "verifier", a function or a Judge.
+    """A Judge from ``FILE.py:function``, a reward-model folder, ``endpoint:MODEL@URL``,
+    "verifier", a function or a Judge.
 
     "verifier" checks each answer against what its prompt's row says can be verified. Raises
     :class:`OptionError` or :class:`~polyalign.errors.ModelError` with what is wrong.
@@ -29,6 +30,10 @@ def load_judge(spec: str | Path | Judge | Callable[..., Any]) -> Judge:
         from polyalign.judges.verifiers import Verifier
 
         return Verifier()
+    if text.startswith("endpoint:"):
+        from polyalign.judges.endpoint import open_endpoint
+
+        return open_endpoint(text)
     if ".py:" in text:
         return FunctionJudge(load_function(text), text)
     if text.endswith(".py"):
@@ -41,6 +46,6 @@ def load_judge(spec: str | Path | Judge | Callable[..., Any]) -> Judge:
 
 
 _ACCEPTED = (
-    "A judge is verifier, FILE.py:function, or the folder of a reward model "
+    "A judge is verifier, FILE.py:function, endpoint:MODEL@URL, or the folder of a reward model "
     "(sequence classification, safetensors)."
 )

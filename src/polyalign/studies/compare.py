@@ -7,6 +7,7 @@ on a Ray cluster.
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -197,7 +198,7 @@ def on_ray(jobs: Sequence[Job], address: str) -> Iterator[tuple[Job, dict[str, A
     :class:`OptionError` where Ray is not installed.
     """
     try:
-        import ray
+        ray = importlib.import_module("ray")
     except ImportError:
         raise OptionError(
             "Ray is not installed, and --ray needs it.", "Install it: pip install ray"

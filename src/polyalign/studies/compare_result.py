@@ -197,6 +197,9 @@ def _extras(
             name: sum(a["faults"][name] for a in answers) / samples for name in answers[0]["faults"]
         }
         out["distinct_2"] = float(np.mean([a["distinct_2"] or 0.0 for a in answers]))
+    told = [c["answers"]["disagreement"] for c in group if "disagreement" in c.get("answers", {})]
+    if told:
+        out["disagreement"] = float(np.mean(told))
     if not base:
         out |= _calibration(hyper, group, ground) | _length_control(group, ground)
     return out

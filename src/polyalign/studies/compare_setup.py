@@ -183,7 +183,7 @@ def _row(text: str) -> Row:
     """``beta=0.3``-like options stand after a colon; a file's function has its own colon."""
     name, options = text, ""
     head, colon, tail = text.rpartition(":")
-    if colon and "=" in tail:
+    if colon and not head.endswith(".py"):
         name, options = head, tail
     declaration = get(name)
     hyper = {}

@@ -171,6 +171,12 @@ def _watch(result: Mapping[str, Any]) -> list[str]:
             f"Answers of quite another length: {listed(longer)}. Read win rates with the column "
             "that controls for length."
         )
+    torn = max((r.get("disagreement", 0.0) for r in trained), default=0.0)
+    if torn:
+        out.append(
+            f"Asked in the other order, the judge named the other answer in up to "
+            f"{100 * torn:.0f} % of pairs; both orders are averaged."
+        )
     short = [
         r["label"] for r in trained if r["cost"]["total"] < 0.75 * max(1, result["budget"])
     ] if result.get("budget") else []  # fmt: skip
