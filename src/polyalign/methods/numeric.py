@@ -78,6 +78,14 @@ class Numeric:
                 f"{self.id} looks at single steps, which sums of log-probabilities do not say.",
                 "Give logp_w and ref_w [B, T] by step (and so on), with mask_w.",
             )
+        outside = result.metrics.get("outside", 0.0)
+        if outside > 0:
+            warnings.warn(
+                f"{self.id}: {outside:.0%} of the examples lie outside the divergence's domain, "
+                "where the loss goes on along its tangent.",
+                PolyalignWarning,
+                stacklevel=2,
+            )
         return result
 
     def _differs(self, result: Result, given: Mapping[str, Any], **how: bool) -> bool:
