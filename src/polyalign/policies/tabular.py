@@ -278,6 +278,17 @@ class TabularPolicy(Discrete):
         return torch.ones_like(choice, dtype=torch.bool)
 
 
+class NamedPrompts(TabularPolicy):
+    """A table whose prompts also go by names, so that data steps may write into a text prompt."""
+
+    def __init__(self, logits: Tensor, names: Sequence[str]) -> None:
+        super().__init__(logits)
+        self.names = {name: x for x, name in enumerate(names)}
+
+    def encode(self, context: Any, completion: Any) -> Row:
+        return super().encode(self.names.get(context, context), completion)
+
+
 class BilinearPolicy(TabularPolicy):
     """A softmax of phi(x)' W psi(y): logits from features [X, D], [V, E] and a weight [D, E]."""
 

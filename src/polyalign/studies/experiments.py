@@ -235,6 +235,7 @@ def attempt(declared: Declaration, known: Known, world: World) -> LabRun:
             known.hyper,
             settings=settings,
             steps=known.steps,
+            policy=known.policy(world) if known.policy else None,
             environment=environment,
         )
     if known.finish and run.smooth:

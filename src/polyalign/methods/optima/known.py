@@ -21,6 +21,7 @@ from polyalign.feedback.records import (
     Record,
     Scored,
 )
+from polyalign.protocols import Policy
 from polyalign.worlds.bandit import Bandit
 from polyalign.worlds.loglinear import LogLinear
 from polyalign.worlds.lqr import Lqr
@@ -81,4 +82,5 @@ class Known:
     settings: Mapping[str, Any] = field(default_factory=dict)
     finish: bool = True
     environment: Callable[[Any], Any] | None = None
+    policy: Callable[[Any], Policy] | None = None
     name: str = ""
