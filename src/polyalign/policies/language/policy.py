@@ -190,7 +190,7 @@ class LanguagePolicy:
     def _stops(self) -> Tensor:
         """1 for each token that is a function word, [V]."""
         if self._stop_words is None:
-            self._stop_words = stop_words(self.tokenizer, self.model.config.vocab_size)
+            self._stop_words = stop_words(self.tokenizer, self.trunk.config.vocab_size)
         return self._stop_words
 
     def states(self, rows: Rows, kind: Kind | None = None) -> tuple[Tensor, Tensor]:
