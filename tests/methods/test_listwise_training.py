@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import polyalign
-from polyalign.errors import DataError
+from polyalign.errors import DataError, PolyalignWarning
 from polyalign.feedback.records import Scored
 from polyalign.feedback.units import fault, make_units
 from polyalign.methods import get
@@ -151,9 +151,20 @@ def test_lists_of_one_are_refused_with_their_reason_and_training_goes_on(
     made = train("infonca", write(tmp_path / "mixed.jsonl", [*rows, lone]), tiny_llama,
                  tmp_path / "run")  # fmt: skip
     assert "it has one answer" in (made.folder / "rejects.jsonl").read_text("utf-8")
+    told = "1 examples are left out; the first: it has one answer"
+    assert told in (made.folder / "plan.json").read_text("utf-8")
     assert len(made.metrics) == 3
     with pytest.raises(DataError, match="No example can be learnt from; the last one: it has one"):
         train("infonca", write(tmp_path / "lone.jsonl", [lone]), tiny_llama, tmp_path / "none")
+
+
+def test_thumbs_of_one_kind_are_warned_of(tiny_llama, tmp_path):
+    rows = [
+        {"prompt": r["prompt"], "completion": r["completions"][0], "label": True}
+        for r in map(row, range(4))
+    ]
+    with pytest.warns(PolyalignWarning, match="All 4 examples are thumbs up"):
+        train("bco", write(tmp_path / "up.jsonl", rows), tiny_llama, tmp_path / "run")
 
 
 def test_labels_that_a_variant_cannot_read_stop_the_run_with_the_reason(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
 from polyalign.engine.storage import append_line
-from polyalign.errors import DataError, OptionError
-from polyalign.feedback.records import Pair, Prompt, Record, Scored, kind_name
+from polyalign.errors import DataError, OptionError, PolyalignWarning
+from polyalign.feedback.records import Binary, Pair, Prompt, Record, Scored, kind_name
 from polyalign.feedback.table import FeedbackSet
 from polyalign.feedback.turns import EveryTurn
 from polyalign.feedback.units import Members, fault, slots
@@ -19,6 +20,9 @@ from polyalign.recipe import Declaration, Method
 from polyalign.runs.config import TrainConfig
 from polyalign.runs.plan import Survey
 from polyalign.types import Needs
+
+EMPTIED = "has no token left to learn from"
+"""What is said of an answer that is empty or was emptied by max_length."""
 
 
 def read_records(
@@ -124,9 +128,10 @@ def survey(
     needs = _needs(method)
     wanted = needs.roles
     kept: list[int] = []
-    tokens = context_tokens = longest = truncated = 0
+    tokens = context_tokens = longest = truncated = largest = 0
     encode = getattr(policy, "encoded", None)
     unfit: str | None = None
+    labels: set[bool] = set()
     for index, record in enumerate(records):
         reason = fault(record, needs)
         unfit = reason or unfit
@@ -139,7 +144,7 @@ def survey(
             else:
                 row = policy.encode(context, completion)
             if completion is not None and not bool(row.mask.any()):
-                reason = f"the {role} answer has no token left to learn from"
+                reason = f"the {role} answer {EMPTIED}"
             lengths.append(int(row.steps.shape[0]))
             contexts[row.context if isinstance(row.context, tuple) else role] = (
                 row.cost - lengths[-1]
@@ -148,9 +153,12 @@ def survey(
             reject(record, reason)
             continue
         kept.append(index)
+        if isinstance(record, Binary):
+            labels.add(record.label)
         truncated += short
         tokens += sum(lengths)
         context_tokens += sum(contexts.values())
+        largest = max(largest, sum(lengths) + sum(contexts.values()))
         longest = max([longest, *(n + max(contexts.values()) for n in lengths)])
         if index % 256 == 0:
             progress("reading", index, len(records))
@@ -164,7 +172,15 @@ def survey(
             "No example is left: every answer is empty or is emptied by max_length.",
             "Raise max_length, or run: polyalign data check FILE",
         )
-    done = Survey(len(kept), tokens, context_tokens, longest, truncated, len(records) - len(kept))
+    if "label" in needs.fields and len(labels) == 1:
+        warnings.warn(
+            f"All {len(kept)} examples are thumbs {'up' if labels.pop() else 'down'}, so only one "
+            "side is learnt.",
+            PolyalignWarning,
+            stacklevel=2,
+        )
+    dropped = len(records) - len(kept)
+    done = Survey(len(kept), tokens, context_tokens, longest, truncated, dropped, largest)
     return kept, done
 
 
@@ -211,6 +227,35 @@ def data_fingerprint(records: Sequence[Record]) -> str:
     for record in records:
         digest.update(repr(record).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()[:16]
+
+
+class Rejected:
+    """Takes refused examples, hands them on to ``then``, and tells how many there were and why."""
+
+    def __init__(self, then: Callable[[Record, str], None] | None = None) -> None:
+        self.then = then
+        self.emptied = 0
+        self.unfit: list[str] = []
+
+    def __call__(self, record: Record, reason: str) -> None:
+        if EMPTIED in reason:
+            self.emptied += 1
+        else:
+            self.unfit.append(reason)
+        if self.then is not None:
+            self.then(record, reason)
+
+    def told(self, max_length: int | None) -> list[str]:
+        """A sentence for each kind of reason, without its full stop."""
+        said = []
+        if self.emptied:
+            said.append(
+                f"{self.emptied} examples are left out, as max_length={max_length} leaves them no "
+                "answer"
+            )
+        if self.unfit:
+            said.append(f"{len(self.unfit)} examples are left out; the first: {self.unfit[0]}")
+        return said
 
 
 def rejecter(file: Path) -> Callable[[Record, str], None]:

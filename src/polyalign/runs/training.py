@@ -34,6 +34,7 @@ from polyalign.runs.loggers import Loggers
 from polyalign.runs.plan import Facts, compare, fingerprint, make_plan, micro_tokens, settings_of
 from polyalign.runs.prepare import (
     chosen,
+    Rejected,
     data_fingerprint,
     read_records,
     refuse_unused,
@@ -95,18 +96,10 @@ def prepare(
             )
     policy = _policy(config)
     watcher.note(f"Model {config.model}: {_parameters(policy) / 1e6:.0f} million parameters.")
-    kept, measured = survey(
-        records,
-        policy,
-        method,
-        rejecter(folder / "rejects.jsonl") if writes else (lambda *_: None),
-        watcher.progress,
-    )
+    reject = Rejected(rejecter(folder / "rejects.jsonl") if writes else None)
+    kept, measured = survey(records, policy, method, reject, watcher.progress)
     if len(kept) < len(records):
-        notes.append(
-            f"{len(records) - len(kept)} examples are left out: max_length={config.max_length} "
-            "leaves them no answer (listed in rejects.jsonl)."
-        )
+        notes += [f"{told} (listed in rejects.jsonl)." for told in reject.told(config.max_length)]
         records = chosen(records, kept)
     if measured.truncated:
         notes.append(f"{measured.truncated} examples are cut at max_length={config.max_length}.")
@@ -120,12 +113,9 @@ def prepare(
     if config.eval_data:
         held_out, _, more = read_records(config.eval_data, declaration, replace_limit(config))
         notes += [f"held out: {note}" for note in more]
-        usable, _ = survey(held_out, policy, method, lambda *_: None, watcher.progress)
-        if len(usable) < len(held_out):
-            notes.append(
-                f"held out: {len(held_out) - len(usable)} examples are left out, as "
-                f"max_length={config.max_length} leaves them no answer."
-            )
+        unusable = Rejected()
+        usable, _ = survey(held_out, policy, method, unusable, watcher.progress)
+        notes += [f"held out: {told}." for told in unusable.told(config.max_length)]
         held_out = chosen(held_out, usable)
     data = data_fingerprint(records)
     if len(records) >= CACHED_FROM:
