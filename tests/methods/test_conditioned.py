@@ -266,6 +266,8 @@ def test_options_that_a_form_does_not_read_are_refused():
     ):
         with pytest.raises(OptionError, match=f"{next(iter(hyper))} has no place in form={form}"):
             get("offline-rlhf")(form=form, **hyper)
+    with pytest.raises(OptionError, match="target_quantile has no place beside target"):
+        get("offline-rlhf")(target=1.0, target_quantile=0.5)
     for hyper in ({"keep_ratio": 0.0}, {"keep_ratio": 1.1}, {"temperature": 0.0}):
         with pytest.raises(OptionError, match="is not allowed"):
             get("offline-rlhf")(**hyper)

@@ -307,6 +307,9 @@ def test_bad_input_is_refused():
         ({"renyi_alpha": 0.5}, "only read by divergence=renyi"),
         ({"poly_c": 2.0}, "poly_c has no place in kernel=rbf"),
         ({"rbf_sigma": 2.0, "gamma": 0.0}, "rbf_sigma has no place"),
+        ({"kernel": "spectral", "gamma": 0.0}, "kernel and encoder have no effect"),
+        ({"encoder": "given", "gamma": 0.0}, "kernel and encoder have no effect"),
+        ({"divergence": "js", "alpha": 0.0}, "divergence=js has no effect with alpha=0"),
         ({"kernel": "spectral", "spectral_lam": (1.0,)}, "1 spectral_lam for 2 spectral_a"),
     ):
         with pytest.raises(OptionError, match=said):

@@ -121,6 +121,10 @@ def offline_rlhf(
                 f"offline-rlhf: {name} has no place in form={form}.",
                 f"Use form={' or '.join(forms)}, or leave it out.",
             )
+    if target is not None and target_quantile != 0.95:
+        raise OptionError(
+            "offline-rlhf: target_quantile has no place beside target.", "Give one of them."
+        )
     scaled: tuple[DataStep, ...] = (StandardiseScores(),) if standardise else ()
     objective: Objective = Likelihood(reduction, role="own")
     steps: Sequence[DataStep]

@@ -82,7 +82,7 @@ def dpo_kernels(
     _refuse_unread(
         kernel, divergence, gamma, alpha,
         rbf_sigma=rbf_sigma, poly_c=poly_c, poly_degree=poly_degree,
-        spectral_lam=spectral_lam, spectral_a=spectral_a, renyi_alpha=renyi_alpha,
+        spectral_lam=spectral_lam, spectral_a=spectral_a, renyi_alpha=renyi_alpha, encoder=encoder,
     )  # fmt: skip
     if renyi_alpha == 1.0:
         raise OptionError("dpo-kernels: renyi_alpha=1 is kl.", "Use divergence=kl.")
@@ -136,6 +136,7 @@ DEFAULTS = {
     "spectral_lam": (1.0, 0.5),
     "spectral_a": (1.0, 0.1),
     "renyi_alpha": 0.9,
+    "encoder": "policy",
 }
 
 
@@ -143,8 +144,18 @@ def _refuse_unread(
     kernel: str, divergence: str, gamma: float, alpha: float, **given: object
 ) -> None:
     """Raise :class:`OptionError` for an option that this kernel or divergence does not read."""
+    if alpha == 0 and divergence != "kl":
+        raise OptionError(
+            f"dpo-kernels: divergence={divergence} has no effect with alpha=0.",
+            "Use alpha > 0, or leave it out.",
+        )
+    if gamma == 0 and (kernel != "rbf" or given["encoder"] != DEFAULTS["encoder"]):
+        raise OptionError(
+            "dpo-kernels: kernel and encoder have no effect with gamma=0.",
+            "Use gamma > 0, or leave them out.",
+        )
     for name, value in given.items():
-        if value == DEFAULTS[name]:
+        if value == DEFAULTS[name] or name == "encoder":
             continue
         if name == "renyi_alpha":
             if divergence != "renyi" or alpha == 0:
