@@ -43,8 +43,8 @@ types: dev ## check the types (strict where the mathematics lives)
 docs: install ## write the generated pages and the method index
 	@$(BIN)/python scripts/build_docs.py
 
-bench: install ## measure speed on this machine
-	@$(BIN)/python benchmarks/run.py
+bench: $(VENV)/.bench ## measure speed and memory beside TRL; ARGS names tables, --help the options
+	@$(BIN)/python -m benchmarks.run $(ARGS)
 
 dev: $(VENV)/.dev
 
@@ -71,4 +71,8 @@ $(VENV)/.polyalign: pyproject.toml constraints.txt | $(VENV)/.torch
 
 $(VENV)/.dev: $(VENV)/.polyalign
 	@$(PIP) "What the tests need" --no-build-isolation -e '.[dev]' -c constraints.txt
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.polyalign
+	@$(PIP) "TRL, the benchmark's peer" --no-build-isolation -e '.[bench]' -c constraints.txt
 	@touch $@

@@ -1,0 +1,213 @@
+"""The tables of the speed benchmark: what is measured, and how it is printed."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Stored = list[dict[str, Any]]
+DPO = {"work": "train", "method": "dpo"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a table: a side and what it is told, over the table's own settings."""
+
+    name: str
+    side: str
+    spec: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Lines measured in turn; ``needed`` is the work of the floor (see :func:`work.needed`).
+
+    ``unit`` is what is counted a step: the table's "batch" of it.
+    """
+
+    title: str
+    spec: dict[str, Any]
+    lines: tuple[Line, ...]
+    needed: str | None = None
+    unit: str = "pairs"
+
+
+THREE = (
+    Line("polyalign", "polyalign"),
+    Line("TRL default", "default"),
+    Line("TRL best", "best"),
+)
+
+
+def _coupled(name: str, method: str, **hyper: Any) -> Line:
+    return Line(name, "polyalign", {"method": method, "hyper": hyper})
+
+
+TABLES: dict[str, Table] = {
+    "dpo-lora": Table(
+        "DPO, LoRA r=16 on all linear layers", {**DPO, "lora": True, "lr": 1e-4}, THREE, "lora"
+    ),
+    "dpo-full": Table("DPO, all weights", {**DPO, "lora": False, "lr": 1e-6}, THREE, "full"),
+    "group": Table(
+        "Update on groups of 8 completions, LoRA r=16",
+        {"work": "group", "lora": True, "lr": 1e-5, "n": 8, "batch": 1},
+        THREE,
+        "alone",
+        "groups",
+    ),
+    "reference": Table(
+        "Reference pass", {"work": "reference", "lora": False, "lr": 0.0}, THREE, "reference"
+    ),
+    "coupled": Table(
+        "Coupled and costlier objectives against DPO, LoRA r=16",
+        {"work": "train", "lora": True, "lr": 1e-4},
+        (
+            _coupled("dpo", "dpo"),
+            _coupled("kto (statistics)", "kto"),
+            _coupled("aot (whole batch)", "aot"),
+            _coupled("tdpo (live reference)", "tdpo"),
+            _coupled("oreo (value head)", "oreo"),
+        ),
+    ),
+    "sampling": Table(
+        "Sampling 8 completions a prompt, every row 64 new tokens",
+        {"work": "sample", "prompts": 32, "n": 8, "new": 64, "stops": []},
+        (
+            Line("polyalign", "polyalign"),
+            *(Line(f"generate, {n} rows", "generate", {"rows": n}) for n in (32, 64, 128, 256)),
+        ),
+        unit="tokens",
+    ),
+    "sampling-early": Table(
+        "Sampling 8 completions a prompt, rows end early (a frequent token ends them)",
+        {"work": "sample", "prompts": 32, "n": 8, "new": 64, "stops": [2, 28, 30, 198]},
+        (
+            Line("polyalign", "polyalign"),
+            *(Line(f"generate, {n} rows", "generate", {"rows": n}) for n in (64, 256)),
+        ),
+        unit="tokens",
+    ),
+    "sampling-lora": Table(
+        "Sampling from a policy with an adapter (LoRA r=16), every row 64 new tokens",
+        {"work": "sample", "prompts": 32, "n": 8, "new": 64, "stops": [], "lora": True},
+        (
+            Line("polyalign", "polyalign"),
+            *(Line(f"generate, {n} rows", "generate", {"rows": n}) for n in (64, 128)),
+        ),
+        unit="tokens",
+    ),
+    "growth": Table(
+        "How cost grows: a random Llama (hidden 128, 4 layers), update of all weights",
+        {"work": "grow", "lr": 0.0},
+        tuple(
+            Line(
+                f"context {s}, {k} completions, vocabulary {v // 1000}k",
+                "polyalign",
+                {"context": s, "completions": k, "vocabulary": v},
+            )
+            for s, k, v in (
+                *((s, 4, 32000) for s in (128, 512, 2048, 4096)),
+                *((512, k, 32000) for k in (1, 2, 8, 16)),
+                *((512, 4, v) for v in (64000, 128000, 256000)),
+            )
+        ),
+        unit="groups",
+    ),
+}
+
+
+def render(table: Table, stored: Stored, needed: float | None) -> str:
+    """The lines of a table as Markdown: medians over all measured steps, spreads in brackets."""
+    if table.unit == "tokens":
+        return _sampling(table, stored)
+    rates = [r["rate"] for r in stored]
+    rate = statistics.median(rates) if rates else 0.0
+    lines = [
+        f"| | {table.unit} a CPU second | {table.unit} a second | CPU seconds a step | "
+        "peak memory MiB | first losses | gradient norms | CPU time over the floor |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for line in table.lines:
+        mine = [r for r in stored if r["line"] == line.name]
+        if not mine:
+            lines.append(f"| {line.name} | not measured |" + " |" * 6)
+            continue
+        batch = mine[0]["spec"]["batch"]
+        cpu, wall = _steps(mine, "cpu"), _steps(mine, "wall")
+        floor = "-" if needed is None else f"{statistics.median(cpu) * rate / needed:.2f}"
+        lines.append(
+            f"| {line.name} | {_figure([batch / x for x in cpu], 3)} | "
+            f"{_figure([batch / x for x in wall], 3)} | {_figure(cpu, 1)} | "
+            f"{_figure([r['peak_mib'] for r in mine], 0)} | {_few(mine[0], 'losses')} | "
+            f"{_few(mine[0], 'norms')} | {floor} |"
+        )
+    lines.append("")
+    lines.append(_ratios(table, stored))
+    if rates:
+        lines.append(
+            f"\nMatrix products ran at {rate / 1e9:.0f} GFLOP a CPU second "
+            f"({min(rates) / 1e9:.0f}-{max(rates) / 1e9:.0f})"
+            + ("." if needed is None else f"; a step needs {needed / 1e12:.2f} TFLOP.")
+        )
+    return "\n".join(lines)
+
+
+def _sampling(table: Table, stored: Stored) -> str:
+    lines = [
+        "| | tokens | tokens a CPU second | tokens a second | peak memory MiB |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    best: dict[str, float] = {}
+    for line in table.lines:
+        mine = [r for r in stored if r["line"] == line.name]
+        if not mine:
+            lines.append(f"| {line.name} | not measured | | | |")
+            continue
+        tokens = mine[0]["tokens"]
+        cpu = [r["tokens"] / r["steps"][0]["cpu"] for r in mine]
+        wall = [r["tokens"] / r["steps"][0]["wall"] for r in mine]
+        best[line.name] = statistics.median(cpu)
+        lines.append(
+            f"| {line.name} | {tokens} | {_figure(cpu, 1)} | {_figure(wall, 1)} | "
+            f"{_figure([r['peak_mib'] for r in mine], 0)} |"
+        )
+    others = {k: v for k, v in best.items() if k != "polyalign"}
+    if "polyalign" in best and others:
+        peer = max(others, key=lambda k: others[k])
+        lines += ["", f"polyalign: {best['polyalign'] / others[peer]:.2f}x {peer} (its best)."]
+    return "\n".join(lines)
+
+
+def _ratios(table: Table, stored: Stored) -> str:
+    """polyalign against each peer, by CPU seconds a step and by memory."""
+    ours = [r for r in stored if r["line"] == "polyalign"]
+    said = []
+    for line in table.lines:
+        mine = [r for r in stored if r["line"] == line.name]
+        if line.side == "polyalign" or not mine or not ours:
+            continue
+        speed = statistics.median(_steps(mine, "cpu")) / statistics.median(_steps(ours, "cpu"))
+        memory = statistics.median(r["peak_mib"] for r in ours) / statistics.median(
+            r["peak_mib"] for r in mine
+        )
+        said.append(f"{speed:.2f}x the speed and {memory:.2f} of the memory of {line.name}")
+    return f"polyalign: {'; '.join(said)}." if said else ""
+
+
+def _steps(mine: Stored, key: str) -> list[float]:
+    """Seconds of the measured steps; the first one of each process only warms up."""
+    return [x[key] for r in mine for x in (r["steps"][1:] or r["steps"])]
+
+
+def _figure(values: Sequence[float], digits: int) -> str:
+    middle = f"{statistics.median(values):.{digits}f}"
+    if len(values) == 1:
+        return middle
+    return f"{middle} [{min(values):.{digits}f}, {max(values):.{digits}f}]"
+
+
+def _few(row: dict[str, Any], key: str) -> str:
+    show: Callable[[float], str] = lambda x: f"{x:.4f}"  # noqa: E731
+    return ", ".join(show(x) for x in row.get(key, [])[:3]) or "-"
