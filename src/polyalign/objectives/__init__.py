@@ -2,7 +2,10 @@
 
 from polyalign.objectives.actor_critic import SacActor, SacCritic, SacTemperature
 from polyalign.objectives.anchored import Anchored, Down, Miss, Toward
+from polyalign.objectives.divergence_likelihood import DivergenceLikelihood
 from polyalign.objectives.group_preference import GroupPreference
+from polyalign.objectives.kernels import KernelGap
+from polyalign.objectives.law_divergence import LawDivergence, Penalised
 from polyalign.objectives.likelihood import Likelihood, Nll
 from polyalign.objectives.links import (
     Hinge,
@@ -31,6 +34,7 @@ from polyalign.objectives.margins import (
     SequentialKl,
     SoftReferenceGap,
 )
+from polyalign.objectives.mixtures import TwoKinds
 from polyalign.objectives.pairwise import Pairwise
 from polyalign.objectives.path_consistency import OreoPolicy, OreoValue
 from polyalign.objectives.pointwise import Prospect, ShiftedBinary
@@ -39,6 +43,7 @@ from polyalign.objectives.ranking import OrderedPairs, PlackettLuce, TemperedPla
 from polyalign.objectives.reduce import reduce
 from polyalign.objectives.reward_regression import DroPolicy, DroValue
 from polyalign.objectives.reward_shapes import AlphaPower, JensenShannon, Shaped
+from polyalign.objectives.reward_weighted import RewardWeighted
 from polyalign.objectives.rewards import (
     DiscountedLogRatio,
     LogOdds,
@@ -47,18 +52,29 @@ from polyalign.objectives.rewards import (
     SumLogp,
     SumLogRatio,
     SumLogRatioPlusKl,
+    UnevenLogRatio,
+)
+from polyalign.objectives.soft_labels import ScoreGap, SoftLogistic, Strength
+from polyalign.objectives.token_functionals import (
+    AveragedLogRatio,
+    DifferenceWeightedLogRatio,
+    SampledLogRatio,
 )
 from polyalign.objectives.transport import PowerHinge, Transport
 from polyalign.objectives.two_winners import TwoWinners
+from polyalign.objectives.weights import LikelihoodWeight
 
 __all__ = [
     "AlphaPower",
     "Anchored",
+    "AveragedLogRatio",
     "BestNll",
     "ChosenShortfall",
     "Classification",
     "Constant",
+    "DifferenceWeightedLogRatio",
     "DiscountedLogRatio",
+    "DivergenceLikelihood",
     "Down",
     "DroPolicy",
     "DroValue",
@@ -66,8 +82,11 @@ __all__ = [
     "GroupPreference",
     "Hinge",
     "JensenShannon",
+    "KernelGap",
+    "LawDivergence",
     "LengthGap",
     "Likelihood",
+    "LikelihoodWeight",
     "Listwise",
     "LogOdds",
     "LogRatioModulated",
@@ -84,6 +103,7 @@ __all__ = [
     "OreoPolicy",
     "OreoValue",
     "Pairwise",
+    "Penalised",
     "PenalisedLogp",
     "PlackettLuce",
     "PolicyGradient",
@@ -92,23 +112,30 @@ __all__ = [
     "Prospect",
     "Regression",
     "ReverseKl",
+    "RewardWeighted",
     "Robust",
     "SacActor",
     "SacCritic",
     "SacTemperature",
+    "SampledLogRatio",
+    "ScoreGap",
     "SequentialKl",
     "Shaped",
     "Shares",
     "ShiftedBinary",
+    "SoftLogistic",
     "SoftReferenceGap",
     "Softmax",
     "Squared",
+    "Strength",
     "SumLogRatio",
     "SumLogRatioPlusKl",
     "SumLogp",
     "TemperedPlackettLuce",
     "Toward",
     "Transport",
+    "TwoKinds",
     "TwoWinners",
+    "UnevenLogRatio",
     "reduce",
 ]
