@@ -31,8 +31,8 @@ MEANT = {
 }
 """Commands that people know from elsewhere, or look for one level too high."""
 
-ORDER = ("doctor", "model", "data", "methods", "recommend", "train", "compare", "import-config", "evaluate", "sample",
-         "report", "lab", "claims", "completion")  # fmt: skip
+ORDER = ("doctor", "model", "data", "methods", "recommend", "train", "compare", "import-config",
+         "evaluate", "sample", "report", "lab", "claims", "completion")  # fmt: skip
 
 
 class Commands(TyperGroup):

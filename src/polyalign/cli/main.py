@@ -20,6 +20,8 @@ from polyalign.cli.faults import explain
 from polyalign.cli.group import epilog, group
 from polyalign.cli.methods import methods
 from polyalign.cli.model import model
+from polyalign.cli.recommend import EXAMPLES as RECOMMEND
+from polyalign.cli.recommend import recommend
 from polyalign.cli.screen import (
     first_process,
     mistake,
@@ -75,6 +77,7 @@ app.command("doctor", epilog=epilog("polyalign doctor", "polyalign doctor --json
 app.add_typer(methods, name="methods")
 app.add_typer(model, name="model")
 app.add_typer(data, name="data")
+app.command("recommend", epilog=RECOMMEND)(recommend)
 app.command("train", cls=Train, epilog=EXAMPLES)(train)
 app.command("compare", epilog=COMPARE)(compare)
 app.command("import-config", epilog=bring.IMPORT)(bring.import_config)
