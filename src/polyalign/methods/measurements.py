@@ -36,7 +36,7 @@ def likelihood_overopt(
     Limits: positions=generated compares each model on its own answers, given on the held-out
     chosen ones. The same stands in a run's advice when held-out pairs are given.
     Deviations: the paper's k is not known to us; its raw entropy is the indicator, the renormalised
-    one stands beside it. Source: Shi et al. 2024, section 5.
+    one stands beside it. Source: Shi et al. 2024.
     """
     return LikelihoodOveroptimisation(k, positions, patience)
 
@@ -67,7 +67,7 @@ def preference_rankings(
     Limits: needs a reference; pairs only, no longer rankings. DPO's relative with a weight on
     the reference's gap is h-dpo with alpha=1/gamma and beta*gamma for beta.
     Deviations: the paper's formula where its code divides logarithms; a tie of the idealised
-    ratio is wrong, as in the paper. Source: Chen et al. 2024, sections 3 and 4.
+    ratio is wrong, as in the paper. Source: Chen et al. 2024.
     """
     return PreferenceRankings(betas, agreement, unanimous, tie)
 
@@ -96,6 +96,6 @@ def reference_policies(
     Limits: the loss over betas is of this policy; what training at another beta gives is shown by
     `runs` only. A large beta keeps a policy at its reference, whatever it is.
     Deviations: no prompt means an empty user turn for chat models.
-    Source: Liu et al. 2024, sections 3 to 5.
+    Source: Liu et al. 2024.
     """
     return ReferenceSweep(betas, references, runs)

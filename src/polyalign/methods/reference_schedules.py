@@ -58,7 +58,7 @@ def tr_dpo(
     Limits: the reference's log-probabilities are computed at each step, none is cached; a large
     alpha acts as a smaller beta. After a hard update the loss is back at its start.
     Deviations: base=kto learns from thumbs. A run shorter than tau steps never updates.
-    Source: Gorbatovski et al. 2024, equations 5 and 6.
+    Source: Gorbatovski et al. 2024, as the authors and TRL state the updates.
     """
     if form == "soft" and tau is not None:
         raise OptionError("tr-dpo: tau has no place in form=soft.", "Use form=both, or leave it.")
@@ -95,7 +95,7 @@ def sdpo(
     Deviations: how one data set is cut is not in the paper, which orders ready-made sets
     by the share of pairs that a reference ranks rightly (`by`). The run's epochs count for each
     part. Not the segment-level method of the same name.
-    Source: Kim et al. 2024, section 3.
+    Source: Kim et al. 2024.
     """
     if by and cut == "random":
         raise OptionError("sdpo: cut=random has no place beside by.", "Leave one of them out.")
@@ -140,7 +140,7 @@ def spo_sequential(
     Limits: at a given beta, lam trades the new dimension for the old ones; the earlier policies'
     log-probabilities are needed in every round. With lam=0 stages forget as sdpo's do.
     Deviations: the loss is re-derived from the constrained problem; lam_j is the same in each
-    round. Source: Lou et al. 2024, section 3.
+    round. Source: Lou et al. 2024.
     """
     betas = _each("spo-sequential", "beta", beta, rounds)
     lams = _each("spo-sequential", "lam", lam, rounds - 1)
@@ -222,7 +222,7 @@ def modpo(
     When not: no rewards for the others (see spo-sequential).
     Limits: rewards must be in nats times beta, the scale of the own implicit reward.
     Deviations: weights need not add up to 1, as in the authors' code, with a warning; w_0 of at
-    least 0.001. Source: Zhou et al. 2023, equation 9.
+    least 0.001. Source: Zhou et al. 2023, and their code.
     """
     if w[0] < LEAST_WEIGHT:
         raise OptionError(
