@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -47,7 +47,22 @@ STEPS = -DRAW.uniform(0.1, 2, (6, 2, 4))
 MASK = np.ones((2, 4))
 LABEL = [1, 0, 1, 0, 1]
 
+LISTS = {
+    "lp": [[-1.0, -2.0, -4.0], [-3.0, -1.0, NAN]],
+    "rf": [[-2.0, -2.0, -2.0], [-1.0, -2.0, NAN]],
+    "r": [[1.0, 0.5, 0.0], [0.2, 0.9, NAN]],
+}
+ALONE = {name: [[values[0][0], NAN]] for name, values in LISTS.items()}
+COUNTED = {"lp": LISTS["lp"], "n": [[1, 2, 3], [2, 2, 0]], "r": LISTS["r"]}
+RATIO_LISTS, COUNTED_LISTS = ("infonca", "nca", "exo", "lipo", "brain"), ("pro", "rrhf")
+
 GOOD: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("apo-zero", "apo-down", "cal-dpo"), PLAIN),
+    "asft": FREE,
+    "bco": lps("lp", "rf") | {"label": LABEL},
+    "dro": lps("lp", "rf") | {"r": LABEL, "value": np.zeros(SIZE)},
+    **dict.fromkeys(RATIO_LISTS, LISTS),
+    **dict.fromkeys(COUNTED_LISTS, COUNTED),
     "dpo": PLAIN,
     "ipo": SUMS,
     "slic": {k: SUMS[k] for k in ("lp_w", "lp_l")} | {"lp_t": SUMS["lp_w"]},
@@ -141,10 +156,11 @@ def quadruple(**changes: Any) -> dict[str, Any]:
 # Mistakes that the cards of all methods of a family share.
 
 SUMMED = ("dpo", "ipo", "slic", "simpo", "orpo", "aot", "tdpo", "tr-dpo", "sdpo",
-          "spo-sequential", "modpo")  # fmt: skip
+          "spo-sequential", "modpo", "apo-zero", "apo-down", "cal-dpo", "asft")  # fmt: skip
 """Methods that compare a chosen and a rejected answer."""
 
-WITH_REFERENCE = ("dpo", "ipo", "aot", "tdpo", "tr-dpo", "sdpo", "spo-sequential", "modpo")
+WITH_REFERENCE = ("dpo", "ipo", "aot", "tdpo", "tr-dpo", "sdpo", "spo-sequential", "modpo",
+                  "apo-zero", "apo-down", "cal-dpo")  # fmt: skip
 
 SHARED = [
     case
@@ -168,7 +184,21 @@ SHARED = [
     Case(id, f"{name} of 0", f"{name}=0 is not allowed", hyper={name: 0})
     for id, name in [("dpo", "beta"), ("ipo", "tau"), ("slic", "beta"), ("slic", "delta"), ("simpo", "beta"), ("aot", "beta"),
                      ("tdpo", "beta"), ("kto", "beta"), ("iopo", "beta"), ("oreo", "beta"), ("sera", "beta"), ("tr-dpo", "beta"),
-                     ("sdpo", "beta"), ("spo-sequential", "beta"), ("modpo", "beta")]
+                     ("sdpo", "beta"), ("spo-sequential", "beta"), ("modpo", "beta"), ("apo-zero", "beta"), ("apo-down", "beta"),
+                     ("cal-dpo", "beta"), ("bco", "beta"), ("nca", "beta"), ("nca", "T"), ("infonca", "beta"), ("infonca", "T"),
+                     ("exo", "beta_pi"), ("exo", "beta_r"), ("exo", "eps"), ("lipo", "beta"), ("brain", "g"), ("dro", "tau")]
+] + [
+    case
+    for id in (*RATIO_LISTS, *COUNTED_LISTS)
+    for case in (
+        Case(id, "a list of one", "Example 0 has fewer than two answers", arrays={k: ALONE.get(k, [[1, 0]]) for k in GOOD[id]}),
+        Case(id, "no scores", "needs the array 'reward'", arrays=but(id, r=None)),
+        Case(id, "a score that is no number", r"'reward' is not finite at \[0, 0\]", arrays=but(id, r=first(LISTS["r"], NAN))),
+        Case(id, "lp infinite", "'lp' is not finite", arrays=but(id, lp=first(LISTS["lp"], -INF))),
+        Case(id, "one axis", r"'lp' has shape \[2\]", arrays=but(id, lp=[-1.0, -2.0])),
+    )
+] + [
+    Case(id, "no reference", "needs the array 'rf'", arrays=but(id, rf=None)) for id in RATIO_LISTS
 ] + [
     Case(id, "label smoothing of a half", "label_smoothing=0.5 is not allowed", hyper={"label_smoothing": 0.5})
     for id in ("dpo", "simpo", "iopo", "aot")
@@ -195,6 +225,29 @@ OWN = [
     Case("kto", "negative lam_D", "lam_D=-1 is not allowed", hyper={"lam_D": -1}),
     Case("kto", "no mismatched answers", "needs the array 'lpK'", arrays=but("kto", lpK=None)),
     Case("kto", "one prompt for all", "at least two different prompts", run=trained("kto", [b for b in WORLD.binary() if b.prompt == 0])),
+    Case("bco", "one class of labels", "all examples have one label", arrays=but("bco", label=[1] * 5), warns=True),
+    Case("bco", "w_min above w_max", "w_min=3 exceeds w_max=2", hyper={"matching": True, "w_min": 3, "w_max": 2}),
+    Case("bco", "a probability above 1", r"'p_desirable' holds numbers outside", hyper={"matching": True}, arrays=GOOD["bco"] | {"p": [1.5] * 5}),
+    Case("bco", "records without a probability", "needs the number 'p_desirable'", run=trained("bco", WORLD.binary(), matching=True)),
+    Case("asft", "negative lam", "lam=-1 is not allowed", hyper={"lam": -1}),
+    Case("asft", "an average of 0", "is not below 0, so it has no odds", arrays=but("asft", lp_l=first(SUMS["lp_l"], 0.0))),
+    Case("cal-dpo", "a negative weight", "cal_weight=-1 is not allowed", hyper={"cal_weight": -1}),
+    Case("nca", "a temperature that nothing reads", "T has no place in form=pair", hyper={"form": "pair", "T": 1}),
+    Case("exo", "eps of a half", "eps=0.5 is not allowed", hyper={"form": "pref", "eps": 0.5}),
+    Case("exo", "eps that nothing reads", "eps has no place in form=rw", hyper={"eps": 0.1}),
+    Case("lipo", "labels above 1", "'reward' holds numbers outside", hyper={"variant": "point-sigmoid"}, arrays=but("lipo", r=first(LISTS["r"], 2.0))),
+    Case("lipo", "negative labels", "'reward' holds numbers outside", hyper={"variant": "softmax"}, arrays=but("lipo", r=first(LISTS["r"], -1.0))),
+    Case("lipo", "labels that are all 0", "sum to 0", hyper={"variant": "softmax"}, arrays=but("lipo", r=[[0.0] * 3, [0.0] * 3])),
+    Case("pro", "a negative weight", "sft_weight=-1 is not allowed", hyper={"sft_weight": -1}),
+    Case("pro", "a zero-length answer", "length 0", arrays=but("pro", n=[[1, 0, 3], [2, 2, 0]])),
+    Case("rrhf", "a negative weight", "rrhf_weight=-1 is not allowed", hyper={"rrhf_weight": -1}),
+    Case("rrhf", "a zero-length answer", "length 0", arrays=but("rrhf", n=[[1, 0, 3], [2, 2, 0]])),
+    Case("brain", "no law that drew", "needs the array 'proposal'", hyper={"proposal": "given"}, arrays=LISTS),
+    Case("infonca", "records of one answer", "it has one answer", run=trained("infonca", WORLD.scored())),
+    Case("dro", "no reward", "needs the array 'reward'", arrays=but("dro", r=None)),
+    Case("dro", "a reward that is no number", "'reward' is not finite", arrays=but("dro", r=first(LABEL, NAN))),
+    Case("dro", "a reference that gives no probability", "'rf' is not finite", arrays=but("dro", rf=first(GOOD["dro"]["rf"], -INF))),
+    Case("dro", "constant rewards", "scores are equal", run=trained("dro", [replace(s, scores=(1.0,)) for s in WORLD.scored()])),
     Case("iopo", "one of the four missing", "needs the array 'lp_21'", arrays=but("iopo", lp_21=None)),
     Case("iopo", "equal prompts", "prompt_2 is the same as prompt_1", run=rows(quadruple(prompt_2="a"))),
     Case("iopo", "equal answers", "completion_2 is the same as completion_1", run=rows(quadruple(completion_2="b"))),
@@ -260,6 +313,7 @@ def test_what_the_cases_change_was_right_before(id: str) -> None:
 
 def test_each_method_has_a_case() -> None:
     first_room = {"aot", "dpo", "grpo", "iopo", "ipo", "kto", "oreo", "orpo", "sac", "sera", "sft",
-                  "simpo", "slic", "tdpo", "tr-dpo", "sdpo", "spo-sequential", "modpo"}  # fmt: skip
+                  "simpo", "slic", "tdpo", "tr-dpo", "sdpo", "spo-sequential", "modpo", "apo-zero", "apo-down",
+                  "asft", "bco", "cal-dpo", "dro", *RATIO_LISTS, *COUNTED_LISTS}  # fmt: skip
     assert first_room <= {case.id for case in CASES}
     assert first_room <= set(headers())
