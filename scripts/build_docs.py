@@ -14,6 +14,7 @@ from typing import Any
 
 from polyalign.cli.methods import LABELS, bounds, paragraphs, spelled
 from polyalign.methods import usage
+from polyalign.methods.taxonomy import CONCERNS, DIMENSIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ROOT / "docs" / "methods"
@@ -62,7 +63,28 @@ def listing(entries: Mapping[str, Mapping[str, Any]]) -> str:
                 reference = "yes" if entry.get("needs", {}).get("references") else "no"
                 title = table_safe(entry["title"])
                 lines.append(f"| [{id}]({id}.md) | {entry['feedback']} | {reference} | {title} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *by_concern(entries)]) + "\n"
+
+
+def by_concern(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The methods under each question of the taxonomy, which the command line groups by too."""
+    lines = [
+        "",
+        "## By the question they answer",
+        "",
+        "The questions are those of the survey arXiv 2410.15595; a method may answer several.",
+        "`polyalign methods --by DIMENSION` groups by any other dimension of the taxonomy:",
+        f"{', '.join(DIMENSIONS)}.",
+        "",
+        "| question | methods |",
+        "| --- | --- |",
+    ]
+    for name, meaning in CONCERNS.items():
+        ids = [id for id, e in entries.items() if name in e.get("taxonomy", {}).get("concern", ())]
+        if ids:
+            links = ", ".join(f"[{id}]({id}.md)" for id in ids)
+            lines.append(f"| {name}: {meaning} | {links} |")
+    return lines
 
 
 def page(id: str, entry: Mapping[str, Any]) -> str:
