@@ -56,7 +56,22 @@ ALONE = {name: [[values[0][0], NAN]] for name, values in LISTS.items()}
 COUNTED = {"lp": LISTS["lp"], "n": [[1, 2, 3], [2, 2, 0]], "r": LISTS["r"]}
 RATIO_LISTS, COUNTED_LISTS = ("infonca", "nca", "exo", "lipo", "brain"), ("pro", "rrhf")
 
+STEP_PAIRS = {"logp_w": STEPS[0], "ref_w": STEPS[1], "logp_l": STEPS[2], "ref_l": STEPS[3]}
+TOKENS = {f"{name}_{side}": np.eye(2, 4) for name in ("tokens", "stop_word") for side in "wl"}
+DRAWN = {"u_w": -STEPS[4] / 3, "u_l": -STEPS[5] / 3}
+EMBEDDED = {name: np.eye(2, 3) + i for i, name in enumerate(("e_x", "e_w", "e_l"))}
+
 GOOD: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("h-dpo", "robust-dpo", "reward-augmented"), PLAIN),
+    "mmpo": PLAIN | {"s_w": np.ones(SIZE), "s_l": np.zeros(SIZE)},
+    "osp": PLAIN | {"p": np.full(SIZE, 0.7)},
+    "bvpo": PLAIN | {"trace": LABEL},
+    "wpo": STEP_PAIRS | {"log_collision_w": STEPS[4], "log_collision_l": STEPS[5]},
+    "sampo": STEP_PAIRS | DRAWN,
+    "bmc": STEP_PAIRS | TOKENS,
+    "dpo-kernels": STEP_PAIRS | {"kl_w": -STEPS[4], "kl_l": -STEPS[5]} | EMBEDDED,
+    "implicit-reward-sft": lps("lp", "rf"),
+    "offline-rlhf": {"logp": STEPS[0], "mask": MASK},
     **dict.fromkeys(("apo-zero", "apo-down", "cal-dpo"), PLAIN),
     "asft": FREE,
     "bco": lps("lp", "rf") | {"label": LABEL},
@@ -156,13 +171,27 @@ def quadruple(**changes: Any) -> dict[str, Any]:
 # Mistakes that the cards of all methods of a family share.
 
 SUMMED = ("dpo", "ipo", "slic", "simpo", "orpo", "aot", "tdpo", "tr-dpo", "sdpo",
-          "spo-sequential", "modpo", "apo-zero", "apo-down", "cal-dpo", "asft")  # fmt: skip
+          "spo-sequential", "modpo", "apo-zero", "apo-down", "cal-dpo", "asft", "h-dpo",
+          "robust-dpo", "reward-augmented", "mmpo", "osp", "bvpo")  # fmt: skip
 """Methods that compare a chosen and a rejected answer."""
 
 WITH_REFERENCE = ("dpo", "ipo", "aot", "tdpo", "tr-dpo", "sdpo", "spo-sequential", "modpo",
-                  "apo-zero", "apo-down", "cal-dpo")  # fmt: skip
+                  "apo-zero", "apo-down", "cal-dpo", "h-dpo", "robust-dpo", "reward-augmented",
+                  "mmpo", "osp", "bvpo")  # fmt: skip
+
+BY_STEP = ("wpo", "sampo", "bmc")
+"""Methods that look at single tokens."""
 
 SHARED = [
+    case
+    for id in BY_STEP
+    for case in (
+        Case(id, "sums alone", f"{id} looks at single steps", arrays=PLAIN),
+        Case(id, "no reference", "needs the array 'ref_w'", arrays=but(id, ref_w=None)),
+        Case(id, "an empty response", "Example 0 has no step that counts", arrays=but(id, mask_l=np.array([[0] * 4, [1] * 4]))),
+        Case(id, "a token's logp infinite", "'logp_l' is not finite", arrays=but(id, logp_l=first(STEPS[2], -INF))),
+    )
+] + [
     case
     for id in SUMMED
     for case in (
@@ -186,7 +215,10 @@ SHARED = [
                      ("tdpo", "beta"), ("kto", "beta"), ("iopo", "beta"), ("oreo", "beta"), ("sera", "beta"), ("tr-dpo", "beta"),
                      ("sdpo", "beta"), ("spo-sequential", "beta"), ("modpo", "beta"), ("apo-zero", "beta"), ("apo-down", "beta"),
                      ("cal-dpo", "beta"), ("bco", "beta"), ("nca", "beta"), ("nca", "T"), ("infonca", "beta"), ("infonca", "T"),
-                     ("exo", "beta_pi"), ("exo", "beta_r"), ("exo", "eps"), ("lipo", "beta"), ("brain", "g"), ("dro", "tau")]
+                     ("exo", "beta_pi"), ("exo", "beta_r"), ("exo", "eps"), ("lipo", "beta"), ("brain", "g"), ("dro", "tau"),
+                     ("wpo", "beta"), ("h-dpo", "alpha"), ("h-dpo", "beta"), ("bvpo", "beta"), ("sampo", "beta"), ("bmc", "beta"),
+                     ("robust-dpo", "beta"), ("mmpo", "beta"), ("osp", "beta"), ("dpo-kernels", "kappa"), ("implicit-reward-sft", "b"),
+                     ("reward-augmented", "beta"), ("offline-rlhf", "temperature"), ("offline-rlhf", "keep_ratio")]
 ] + [
     case
     for id in (*RATIO_LISTS, *COUNTED_LISTS)
@@ -219,6 +251,51 @@ OWN = [
     Case("tdpo", "a reference without mass on a token", "'ref_logits_w' is not finite",
          arrays={"logits_w": np.zeros((1, 2, 3)), "logits_l": np.zeros((1, 2, 3)), "tokens_w": [[0, 1]], "tokens_l": [[0, 1]],
                  "ref_logits_w": first(np.zeros((1, 2, 3)), -INF), "ref_logits_l": np.zeros((1, 2, 3))}),
+    Case("wpo", "an unknown alignment", "alignment='lazy' is not allowed", hyper={"alignment": "lazy"}),
+    Case("wpo", "log-probabilities of taken tokens only", "needs the array 'log_collision_w'", arrays=but("wpo", log_collision_w=None)),
+    Case("sampo", "no random numbers", "needs the array 'u_l'", arrays=but("sampo", u_l=None)),
+    Case("sampo", "numbers that are no draws", r"'u_w' holds numbers outside \[0, 1\)", arrays=but("sampo", u_w=np.ones((2, 4)))),
+    Case("sampo", "an end that nothing drops", "no place in form=averaged", hyper={"form": "averaged", "keep_eos": True}),
+    Case("bmc", "a negative delta", "delta=-1 is not allowed", hyper={"delta": -1}),
+    Case("bmc", "no token ids", "needs the array 'tokens_l'", arrays=but("bmc", tokens_l=None)),
+    Case("bmc", "a policy that knows no words", "needs 'stop_word'", run=trained("bmc", WORLD.pairs())),
+    Case("robust-dpo", "a flip rate of a half", "eps=0.5 is not allowed", hyper={"eps": 0.5}),
+    Case("robust-dpo", "a negative flip rate", "eps=-0.1 is not allowed", hyper={"eps": -0.1}),
+    Case("mmpo", "a negative gamma", "gamma=-1 is not allowed", hyper={"gamma": -1}),
+    Case("mmpo", "no scores", "needs the array 'score_rejected'", arrays=but("mmpo", s_l=None)),
+    Case("mmpo", "records without scores", "needs the number 'score_", run=trained("mmpo", [replace(p, fields={}) for p in WORLD.pairs()])),
+    Case("osp", "a strength above 1", "'strength' holds numbers outside", arrays=but("osp", p=[1.5] * SIZE)),
+    Case("osp", "records of a strength above 1", "its strength 1.5", run=trained("osp", [replace(p, fields={"strength": 1.5}) for p in WORLD.pairs()])),
+    Case("bvpo", "a share above 1", "a=1.5 is not allowed", hyper={"a": 1.5}),
+    Case("bvpo", "one kind of pairs", "No pair has trace=0", run=trained("bvpo", [replace(p, fields={"trace": 1.0}) for p in WORLD.pairs()])),
+    Case("bvpo", "pairs of no kind", "does not say whether it is of the first kind", run=trained("bvpo", WORLD.pairs())),
+    Case("bvpo", "kinds about different prompts", "about different prompts", warns=True,
+         run=trained("bvpo", [replace(p, fields={"trace": float(p.prompt)}) for p in WORLD.pairs()])),
+    Case("dpo-kernels", "no embeddings", "needs the array 'd", arrays=but("dpo-kernels", e_x=None, e_w=None, e_l=None)),
+    Case("dpo-kernels", "records without embeddings", "has no 'embedding_prompt'", run=trained("dpo-kernels", WORLD.pairs(), encoder="given")),
+    Case("dpo-kernels", "a policy without states", "Only a language model has states", run=trained("dpo-kernels", WORLD.pairs())),
+    Case("dpo-kernels", "a covariance that is none", "not symmetric and positive definite", hyper={"kernel": "mahalanobis"},
+         arrays=GOOD["dpo-kernels"] | {"S": -np.eye(3)}),
+    Case("dpo-kernels", "a negative alpha", "alpha=-1 is not allowed", hyper={"alpha": -1}),
+    Case("dpo-kernels", "an order of 0", "renyi_alpha=0 is not allowed", hyper={"divergence": "renyi", "renyi_alpha": 0}),
+    Case("dpo-kernels", "an order of 1", "renyi_alpha=1 is kl", hyper={"divergence": "renyi", "renyi_alpha": 1}),
+    Case("dpo-kernels", "a distance without costs", "divergence='wasserstein' is not allowed", hyper={"divergence": "wasserstein"}),
+    Case("implicit-reward-sft", "no reference", "needs the array 'rf'", arrays=but("implicit-reward-sft", rf=None)),
+    Case("implicit-reward-sft", "a reward outside the domain", "lie outside the divergence's domain", warns=True,
+         hyper={"f": "hellinger", "b": 1}, arrays={"lp": [-9.0], "rf": [-1.0]}),
+    Case("reward-augmented", "pairs without scores", "has no 'score_chosen'", run=trained("reward-augmented", [replace(p, fields={}) for p in WORLD.pairs()])),
+    Case("reward-augmented", "a score outside the scale", "is no score from 1 to 10",
+         run=trained("reward-augmented", [replace(p, fields={"score_chosen": 11.0, "score_rejected": 2.0}) for p in WORLD.pairs()])),
+    Case("reward-augmented", "equal scores alone", "No example is left",
+         run=trained("reward-augmented", [replace(p, fields={"score_chosen": 2.0, "score_rejected": 2.0}) for p in WORLD.pairs()])),
+    Case("reward-augmented", "a goal outside the scale", "goal=11 lies outside the scale", hyper={"goal": 11}),
+    Case("offline-rlhf", "a share above 1", "keep_ratio=1.5 is not allowed", hyper={"form": "filter", "keep_ratio": 1.5}),
+    Case("offline-rlhf", "a score that is no number", "has a score that is not finite",
+         run=trained("offline-rlhf", [replace(s, scores=(NAN,)) for s in WORLD.scored()], form="rwr", standardise=False)),
+    Case("offline-rlhf", "no rewards", "needs the array 'reward'", hyper={"form": "rwr"}, arrays=GOOD["offline-rlhf"]),
+    Case("offline-rlhf", "prompts that keep no answer", "have no answer among the best", warns=True,
+         run=trained("offline-rlhf", [replace(s, scores=(float(s.prompt),)) for s in WORLD.scored()], form="filter")),
+    Case("offline-rlhf", "an option of another form", "clip has no place in form=filter", hyper={"form": "filter", "clip": 2}),
     Case("kto", "a single example", "over several examples, and there is one", arrays={k: v[:1] for k, v in GOOD["kto"].items()}),
     Case("kto", "no labels", "needs the array 'label'", arrays=but("kto", label=None)),
     Case("kto", "one class of labels", "all examples have one label", arrays=but("kto", label=[1] * 5), warns=True),
@@ -314,6 +391,8 @@ def test_what_the_cases_change_was_right_before(id: str) -> None:
 def test_each_method_has_a_case() -> None:
     first_room = {"aot", "dpo", "grpo", "iopo", "ipo", "kto", "oreo", "orpo", "sac", "sera", "sft",
                   "simpo", "slic", "tdpo", "tr-dpo", "sdpo", "spo-sequential", "modpo", "apo-zero", "apo-down",
-                  "asft", "bco", "cal-dpo", "dro", *RATIO_LISTS, *COUNTED_LISTS}  # fmt: skip
+                  "asft", "bco", "cal-dpo", "dro", *RATIO_LISTS, *COUNTED_LISTS, "wpo", "h-dpo",
+                  "bvpo", "sampo", "bmc", "robust-dpo", "mmpo", "osp", "dpo-kernels",
+                  "implicit-reward-sft", "reward-augmented", "offline-rlhf"}  # fmt: skip
     assert first_room <= {case.id for case in CASES}
     assert first_room <= set(headers())
