@@ -122,7 +122,10 @@ class Module:
 
 
 DataStep = Callable[[Sequence[Record], Any], Sequence[Record]]
-"""Records in, records out; the second argument is the loop's context (policies, draws, judge)."""
+"""Records in, records out; the second argument is the loop's context (policies, draws, judge).
+
+A step that never samples says so with ``samples = False``; then sampling options are refused.
+"""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from polyalign.loops.run import run
 from polyalign.loops.session import Quiet, Session, Settings
 from polyalign.methods import get
 from polyalign.policies.tabular import TabularPolicy
+from polyalign.runs.config import configure
+from polyalign.runs.prepare import refuse_unused
 from polyalign.worlds.bandit import Bandit
 from tests.methods.by_hand import close, neg_logsig, pairs, sig
 
@@ -334,3 +336,17 @@ def test_modpo_with_a_trained_policy_reaches_the_weighted_optimum():
     run(made)
     optimum = (WORLD.start + (w[0] * WORLD.reward + w[1] * second) / beta).log_softmax(-1)
     assert WORLD.distance(made.policy, optimum) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("id", "drawn"), [("sdpo", False), ("spo-sequential", False), ("sera", True)]
+)
+def test_sampling_options_are_refused_where_no_stage_samples(id, drawn):
+    declared = get(id)
+    given = {"method": id, "model": "m", "data": "d", "output": "o", "top_p": 0.5}
+    config = configure(given, declared)
+    if drawn:
+        refuse_unused(config, declared, declared())
+        return
+    with pytest.raises(OptionError, match=r"top_p=0\.5 would have no effect"):
+        refuse_unused(config, declared, declared())

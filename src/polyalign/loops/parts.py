@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from polyalign.errors import DataError, nearest
 from polyalign.feedback.records import Pair, Record
@@ -24,6 +24,7 @@ class Chunk:
     run's seed. Raises :class:`DataError` when there are fewer pairs than parts.
     """
 
+    samples: ClassVar[bool] = False
     count: int
     which: int
     cut: Literal["easy-first", "given", "random"] = "easy-first"
@@ -55,6 +56,7 @@ class Group:
     values.
     """
 
+    samples: ClassVar[bool] = False
     by: str
     count: int
     which: int

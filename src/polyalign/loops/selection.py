@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from polyalign.errors import DataError
 from polyalign.feedback.records import Pair, Record
@@ -52,6 +52,7 @@ class SelectByMargin:
     nothing. Raises :class:`DataError` when there are no pairs or a margin is not finite.
     """
 
+    samples: ClassVar[bool] = False
     keep: float = 0.7
     gamma: float = 0.0
 
@@ -70,6 +71,7 @@ class Bootstrap:
     share with the largest margins stays. ``name`` goes into the new pairs' keys.
     """
 
+    samples: ClassVar[bool] = True
     n: int = 4
     keep: float = 0.7
     gamma: float = 0.0
@@ -117,6 +119,11 @@ class Together:
     """
 
     steps: tuple[DataStep, ...]
+
+    @property
+    def samples(self) -> bool:
+        """Whether one of them draws from the policy."""
+        return any(getattr(step, "samples", True) for step in self.steps)
 
     def __call__(self, records: Sequence[Record], ctx: Any) -> list[Record]:
         found = [record for step in self.steps for record in step(records, ctx)]

@@ -18,7 +18,7 @@ DIMENSIONS: dict[str, str] = {
     "kind": "train (trains a policy) or measure (measures one)",
     "feedback": "what it learns from: pairs, binary, scored, demonstrations, prompts, …",
     "data": "offline, self-generated, online or environment",
-    "granularity": "answer, or token where the loss reads more of a step than its log-probability",
+    "granularity": "answer, or step where the loss reads more of a step than its log-probability",
     "reference": "none, fixed, moving (by steps), by stage, other models",
     "regularisation": "what holds it: a reference, a divergence, a likelihood term, nothing",
     "objective": "the loss, or for pairs the reward that is compared",
@@ -45,8 +45,10 @@ CONCERNS: dict[str, str] = {
 BY_TAG: dict[str, str] = {
     "length": "reward-hacking",
     "overoptimisation": "reward-hacking",
+    "overoptimization": "reward-hacking",
     "reward-hacking": "reward-hacking",
     "spurious": "reward-hacking",
+    "diversity": "alignment-tax",
     "forgetting": "alignment-tax",
     "multi-objective": "alignment-tax",
     "one-stage": "alignment-tax",
@@ -60,6 +62,8 @@ BY_TAG: dict[str, str] = {
     "unpaired": "feedback",
     "strength": "feedback",
     "divergence": "kl-and-reference",
+    "entropy": "kl-and-reference",
+    "reference-strength": "kl-and-reference",
     "trust-region": "kl-and-reference",
     "reference-free": "kl-and-reference",
 }
@@ -84,8 +88,8 @@ def describe(header: Header) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {
         "kind": [header.kind],
         "feedback": [kind_name(header.feedback)],
-        "data": [_data(method, header.tags)],
-        "granularity": ["token" if _by_token(needs, header.tags) else "answer"],
+        "data": [_data(method)],
+        "granularity": ["step" if _by_step(needs, header.tags) else "answer"],
         "reference": _references(method, needs),
         "regularisation": [],
         "coupling": [needs.couples],
@@ -107,17 +111,22 @@ def _needs(method: Method) -> Needs:
     return total
 
 
-def _data(method: Method, tags: Iterable[str]) -> str:
-    kinds = {source.kind for stage in method.stages for source in stage.streams.values()}
+def _data(method: Method) -> str:
+    sources = [source for stage in method.stages for source in stage.streams.values()]
+    kinds = {source.kind for source in sources}
     if "environment" in kinds:
         return "environment"
     if "rollouts" in kinds:
         return "online"
-    return "self-generated" if {"self-training", "online"} & set(tags) else "offline"
+    drawn = any(getattr(step, "samples", False) for source in sources for step in source.steps)
+    return "self-generated" if drawn else "offline"
 
 
-def _by_token(needs: Needs, tags: Iterable[str]) -> bool:
-    return bool(needs.signals) or needs.old or "token-level" in tags
+def _by_step(needs: Needs, tags: Iterable[str]) -> bool:
+    from polyalign.types import SIGNALS, signal
+
+    told = {name for name in needs.signals if signal(name)[0] in SIGNALS}
+    return bool(told) or needs.old or "token-level" in tags
 
 
 def _references(method: Method, needs: Needs) -> list[str]:
@@ -183,7 +192,7 @@ def _concerns(found: Mapping[str, list[str]], tags: Iterable[str]) -> list[str]:
         concerns.add("kl-and-reference")
     if "a likelihood term" in found["regularisation"]:
         concerns.add("alignment-tax")
-    if found["feedback"] not in (["pairs"], ["prompts"]) or found["granularity"] == ["token"]:
+    if found["feedback"] not in (["pairs"], ["prompts"]) or found["granularity"] == ["step"]:
         concerns.add("feedback")
     if found["data"] != ["offline"]:
         concerns.add("online")

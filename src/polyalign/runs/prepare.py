@@ -93,7 +93,8 @@ def refuse_unused(config: TrainConfig, declaration: Declaration, method: Method)
     """Raise :class:`OptionError` for an option that this method would not read."""
     sources = [source for stage in method.stages for source in stage.streams.values()]
     judged = any(source.kind == "rollouts" for source in sources)
-    samples = judged or any(source.steps for source in sources)
+    steps = [step for source in sources for step in source.steps]
+    samples = judged or any(getattr(step, "samples", True) for step in steps)
     modules = any(stage.modules for stage in method.stages)
     read = {
         "judge": judged,
