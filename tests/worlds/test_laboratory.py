@@ -37,12 +37,14 @@ def test_what_is_known_is_known_of_held_methods() -> None:
     assert set(KNOWN) <= set(catalogue())
 
 
-def test_every_method_that_learns_from_given_feedback_is_in_the_laboratory() -> None:
-    entries = catalogue()
-    given = {id for id, entry in entries.items() if entry.get("feedback") == "pairs"}
-    tried = {method for method, _ in experiments().values()}
-    assert given <= tried
-    assert tried >= set(KNOWN)
+def test_every_method_that_trains_on_given_feedback_has_a_row_of_its_own() -> None:
+    given = {
+        id
+        for id, entry in catalogue().items()
+        if entry["kind"] == "train" and entry.get("feedback") not in (None, "prompts")
+    }
+    assert given <= set(KNOWN)
+    assert {method for method, _ in experiments().values()} >= given
 
 
 def test_a_wrong_closed_form_is_missed() -> None:
@@ -67,9 +69,12 @@ def test_an_unknown_method_or_world_is_named_with_the_nearest() -> None:
         lab(["dpo"], world="bandits")
 
 
-def test_a_world_without_a_methods_feedback_is_refused() -> None:
+def test_a_world_without_a_methods_feedback_is_refused_or_told() -> None:
     with pytest.raises(OptionError, match="gives no feedback"):
         lab(["iopo"], world="bandit")
+    refused: dict[str, str] = {}
+    assert lab(["iopo"], world="bandit", refused=refused) == []
+    assert "gives no feedback" in refused["iopo"]
 
 
 def test_options_reach_method_and_closed_form() -> None:
@@ -78,6 +83,13 @@ def test_options_reach_method_and_closed_form() -> None:
     assert weak["reached"]
     assert strong["reached"]
     assert weak["kl"] > 10 * strong["kl"]
+
+
+def test_where_a_closed_form_does_not_read_an_option_the_gradient_is_checked_instead() -> None:
+    (row, *_) = lab(["dpo"], hyper={"loss": "cdpo", "label_smoothing": "0.1"})
+    assert row["finds"] == STATIONARY.finds
+    assert row["gradient"] is None
+    assert row["reached"]
 
 
 def test_a_sweep_walks_along_the_frontier_where_the_closed_form_lies_on_it() -> None:

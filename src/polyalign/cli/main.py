@@ -18,6 +18,7 @@ from polyalign.cli.data import data
 from polyalign.cli.doctor import doctor
 from polyalign.cli.faults import explain
 from polyalign.cli.group import epilog, group
+from polyalign.cli.lab import LAB, lab
 from polyalign.cli.methods import methods
 from polyalign.cli.model import model
 from polyalign.cli.recommend import EXAMPLES as RECOMMEND
@@ -84,7 +85,7 @@ app.command("import-config", epilog=bring.IMPORT)(bring.import_config)
 app.command("evaluate", epilog=use.EVALUATE)(use.evaluate)
 app.command("sample", epilog=use.SAMPLE)(use.sample)
 app.command("report", epilog=use.REPORT)(use.report)
-app.command("lab", epilog=use.LAB)(use.lab)
+app.command("lab", epilog=LAB)(lab)
 app.add_typer(claims, name="claims")
 app.command("completion", epilog=bring.COMPLETION)(bring.completion)
 

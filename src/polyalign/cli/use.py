@@ -9,8 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from polyalign.cli.group import epilog
-from polyalign.cli.lab import LAB as LAB
-from polyalign.cli.lab import lab as lab
 from polyalign.cli.methods import Json, complete_measurement
 from polyalign.cli.options import assigned
 from polyalign.cli.progress import Progress, waiting

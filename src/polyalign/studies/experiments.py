@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
 from polyalign.errors import OptionError, PolyalignError, PolyalignWarning, nearest
 from polyalign.feedback.records import KINDS
 from polyalign.methods import catalogue, get, named
@@ -116,7 +118,7 @@ def _held() -> list[str]:
     tried = [
         id
         for id, entry in catalogue().items()
-        if entry.get("verb") == "train" and KINDS.get(entry.get("feedback", "")) in POPULATIONS
+        if entry.get("kind") == "train" and KINDS.get(entry.get("feedback", "")) in POPULATIONS
     ]
     return [id for id in catalogue() if id in KNOWN or id in tried]
 
@@ -142,16 +144,53 @@ def build(known: Known, declared: Declaration) -> World:
     return known.labels(made, declared.validate(known.hyper)) if known.labels else made
 
 
-def perform(method: str, known: Known, name: str = "", sweep: bool = False) -> LabResult:
+class Options(dict[str, Any]):
+    """A method's options that remember which of them a closed form has read."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        super().__init__(options)
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+
+def closed_form(
+    known: Known, world: World, run: LabRun, given: Iterable[str] = ()
+) -> Tensor | None:
+    """The closed form at the run's options.
+
+    None where there is none, and where options were ``given`` that it does not read: then it need
+    not hold.
+    """
+    if known.law is None or not isinstance(world, Discrete):
+        return None
+    options = Options(run.hyper)
+    law = known.law(world, options)
+    return law if set(given) <= options.read else None
+
+
+def perform(
+    method: str,
+    known: Known,
+    name: str = "",
+    sweep: bool = False,
+    given: Iterable[str] = (),
+) -> LabResult:
     """Run one experiment and measure it; ``sweep`` also runs it over its strength.
 
-    Raises :class:`OptionError` where the world cannot give the method's feedback.
+    ``given`` names options that were changed; where the closed form does not read one of them, the
+    gradient is what is checked. Raises :class:`OptionError` where the world cannot give the
+    method's feedback.
     """
     begin = time.perf_counter()
     declared = get(method)
     world = build(known, declared)
     run = attempt(declared, known, world)
-    law = known.law(world, run.hyper) if known.law and isinstance(world, Discrete) else None
+    law = closed_form(known, world, run, given)
+    if law is None and known.law:
+        known = replace(known, finds=STATIONARY.finds, law=None, tolerance=STATIONARY.tolerance)
     if law is not None and isinstance(world, Discrete):
         distance = world.distance(run.policy, law)
     elif known.measure is not None:
@@ -259,7 +298,7 @@ def swept(declared: Declaration, known: Known) -> list[Point]:
         except PolyalignError:
             continue  # Outside what the option or the numbers allow; the curve is shorter there.
         assert isinstance(world, Discrete)
-        law = known.law(world, run.hyper) if known.law else None
+        law = closed_form(known, world, run)
         at = world.point(run.policy)
         distance = None if law is None else world.distance(run.policy, law)
         points.append(Point(value, at.reward, at.kl, distance))
@@ -294,7 +333,7 @@ def lab(
         if progress:
             progress(name, done, len(chosen))
         try:
-            rows.append(asdict(perform(method, known, name, sweep)))
+            rows.append(asdict(perform(method, known, name, sweep, hyper or ())))
         except PolyalignError as error:
             if refused is None:
                 raise
