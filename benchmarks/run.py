@@ -44,12 +44,16 @@ def measure(name: str, table: Table, args: argparse.Namespace) -> None:
                 continue
             spec = _spec(table, args) | line.spec | {"side": line.side}
             row = _child(spec, args)
-            row |= {"table": name, "line": line.name, "spec": spec, "rate": _rate(args)}
+            rate = _rate(args) if table.needed else None
+            row |= {"table": name, "line": line.name, "spec": spec, "rate": rate}
             row |= {"versions": _versions(), "at": time.strftime("%Y-%m-%d %H:%M", time.gmtime())}
             with STORED.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
             took = sum(x["cpu"] for x in row["steps"])
-            print(f"{name}: {line.name}: {took:.1f} CPU seconds, {row['peak_mib']:.0f} MiB")
+            print(
+                f"{name}: {line.name}: {took:.1f} CPU seconds, {row['peak_mib']:.0f} MiB",
+                flush=True,
+            )
 
 
 def _spec(table: Table, args: argparse.Namespace) -> dict[str, Any]:

@@ -113,7 +113,7 @@ TABLES: dict[str, Table] = {
                 *((512, 4, v) for v in (64000, 128000, 256000)),
             )
         ),
-        unit="groups",
+        unit="places",
     ),
 }
 
@@ -122,7 +122,9 @@ def render(table: Table, stored: Stored, needed: float | None) -> str:
     """The lines of a table as Markdown: medians over all measured steps, spreads in brackets."""
     if table.unit == "tokens":
         return _sampling(table, stored)
-    rates = [r["rate"] for r in stored]
+    if table.unit == "places":
+        return _growth(table, stored)
+    rates = [r["rate"] for r in stored if r["rate"]]
     rate = statistics.median(rates) if rates else 0.0
     lines = [
         f"| | {table.unit} a CPU second | {table.unit} a second | CPU seconds a step | "
@@ -177,6 +179,25 @@ def _sampling(table: Table, stored: Stored) -> str:
     if "polyalign" in best and others:
         peer = max(others, key=lambda k: others[k])
         lines += ["", f"polyalign: {best['polyalign'] / others[peer]:.2f}x {peer} (its best)."]
+    return "\n".join(lines)
+
+
+def _growth(table: Table, stored: Stored) -> str:
+    lines = [
+        "| | places computed | CPU seconds a step | microseconds a place | peak memory MiB |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for line in table.lines:
+        mine = [r for r in stored if r["line"] == line.name]
+        if not mine:
+            lines.append(f"| {line.name} | not measured | | | |")
+            continue
+        cpu, places = _steps(mine, "cpu"), mine[0]["places"]
+        lines.append(
+            f"| {line.name} | {places} | {_figure(cpu, 2)} | "
+            f"{_figure([x / places * 1e6 for x in cpu], 0)} | "
+            f"{_figure([r['peak_mib'] for r in mine], 0)} |"
+        )
     return "\n".join(lines)
 
 

@@ -1,0 +1,102 @@
+"""The speed benchmark: what it counts, and what it prints of what was measured."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks import run, tables, work
+
+CONFIG = SimpleNamespace(
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=3,
+    vocab_size=50,
+)
+
+
+def test_the_floor_counts_every_product_of_a_pass_once():
+    """Counted weight by weight and pair of places by pair of places."""
+    weights = 3 * (16 * 16 + 16 * 8 + 16 * 8 + 16 * 16 + 3 * 16 * 24)
+    # A context of 3 and answers of 2 and 4 steps, whose last step is not computed.
+    sees = [1, 2, 3] + [4] + [4, 5, 6]
+    layers, head = work.forward_operations(CONFIG, 3, [2, 4])
+    assert layers == 2 * weights * len(sees) + 3 * 2 * 2 * 16 * sum(sees)
+    assert head == 2 * 16 * 50 * (2 + 4)
+    once = work.needed(CONFIG, [(3, [2, 4])], "reference")
+    assert once == layers + head
+    assert work.needed(CONFIG, [(3, [2, 4])], "lora") == 3 * once
+    assert work.needed(CONFIG, [(3, [2, 4])] * 2, "full") == 8 * once
+
+
+def test_pairs_of_a_stated_profile_stand_in_for_data_that_is_not_here(monkeypatch, tmp_path):
+    monkeypatch.setattr(work, "DATA", tmp_path)
+    found, said = work.pairs("hh_harmless", 3, skip=1)
+    assert [record.key for record in found] == ["profile-1", "profile-2", "profile-3"]
+    assert "made-up" in said
+
+
+def stored(line, cpu, peak, tokens=None):
+    spec = {"batch": 4}
+    row = {"line": line, "spec": spec, "peak_mib": peak, "rate": 1e11, "losses": [0.6931]}
+    steps = [{"cpu": 99.0, "wall": 99.0}, {"cpu": cpu, "wall": 2 * cpu}]
+    return row | {"steps": steps[-1:] if tokens else steps, "tokens": tokens}
+
+
+def test_a_table_gives_medians_and_spreads_and_leaves_the_first_step_out():
+    rows = [stored("polyalign", x, 1000) for x in (1.0, 2.0, 4.0)]
+    rows += [stored("TRL default", x, 4000) for x in (7.0, 8.0, 9.0)]
+    text = tables.render(tables.TABLES["dpo-lora"], rows, 1e11)
+    assert "2.0 [1.0, 4.0]" in text
+    assert "99" not in text
+    assert "polyalign: 4.00x the speed and 0.25 of the memory of TRL default." in text
+    assert "| TRL best | not measured" in text
+
+
+def test_sampling_is_compared_with_the_best_batch_size():
+    rows = [
+        stored("polyalign", 1.0, 1000, 300),
+        stored("generate, 32 rows", 1.0, 1000, 100),
+        stored("generate, 64 rows", 1.0, 1000, 150),
+    ]
+    text = tables.render(tables.TABLES["sampling"], rows, None)
+    assert "polyalign: 2.00x generate, 64 rows (its best)." in text
+
+
+def test_what_is_stored_is_not_measured_again(monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "STORED", tmp_path / "speed.jsonl")
+    asked = []
+
+    def child(spec, args):
+        asked.append(spec.get("side"))
+        return {"steps": [{"cpu": 1.0, "wall": 1.0}], "peak_mib": 1.0, "load": 0.0, "rate": 1.0}
+
+    monkeypatch.setattr(run, "_child", child)
+    monkeypatch.setattr(run, "_versions", dict)
+    args = run._parser().parse_args(["sampling", "--repeats", "1"])
+    run.measure("sampling", tables.TABLES["sampling"], args)
+    assert asked == ["polyalign", *["generate"] * 4]
+    run.measure("sampling", tables.TABLES["sampling"], args)
+    assert len(asked) == 5
+    args = run._parser().parse_args(["sampling", "--repeats", "1", "--prompts", "8"])
+    run.measure("sampling", tables.TABLES["sampling"], args)
+    assert len(asked) == 10
+    assert len([json.loads(x) for x in run.STORED.read_text().splitlines()]) == 10
+
+
+@pytest.mark.parametrize("name", tables.TABLES)
+def test_every_line_of_every_table_has_a_side_that_does_its_work(name):
+    from benchmarks import ours, peer
+
+    table = tables.TABLES[name]
+    for line in table.lines:
+        side = ours if line.side == "polyalign" else peer
+        assert callable(getattr(side, {**table.spec, **line.spec}["work"]))
+
+
+def test_the_measured_rate_is_that_of_matrix_products():
+    assert 1e8 < work.matmul_rate(0.05) < 1e14
