@@ -31,6 +31,7 @@ from tests.runs.kit import (
 CASES: dict[str, dict[str, Any]] = {
     "offline, reference cached over two epochs": {"method": "dpo"},
     "a statistic over the step, mismatched answers": {"method": "kto"},
+    "a statistic over all steps so far": {"method": "bco", "beta": 0.5},
     "adapters": {"method": "simpo", "full": False, "lora": {"r": 4, "alpha": 8}},
     "held-out evaluation and early stopping": {
         "method": "dpo",
