@@ -133,7 +133,7 @@ def test_a_comparison_that_is_killed_goes_on_to_the_same_report(tmp_path, tiny_l
 
 
 def test_in_a_world_the_planted_truth_is_found_and_nothing_is_learned_of_shuffled_labels(tmp_path):
-    result = compare(["dpo"], world="bandit", output=tmp_path, seeds=2, budget="12k")
+    result = compare(["dpo"], world="bandit", output=tmp_path, seeds=2, budget="6k")
     rows = {row["label"]: row for row in result["rows"]}
     assert rows["dpo"]["measures"]["reward"]["verdict"] == "better"
     assert rows["dpo, shuffled labels"]["measures"]["reward"]["verdict"] != "better"
@@ -144,8 +144,7 @@ def test_in_a_world_the_planted_truth_is_found_and_nothing_is_learned_of_shuffle
 
 
 def test_two_spellings_of_one_method_have_no_winner(tmp_path):
-    result = compare(["dpo", "dpo:beta=0.1"], world="bandit", output=tmp_path, seeds=1,
-                     budget="12k")  # fmt: skip
+    result = compare(["dpo", "dpo:beta=0.1"], world="bandit", output=tmp_path, budget="2k")
     assert result["winner"]["label"] is None or result["winner"]["label"].startswith("sft")
     pair = next(p for p in result["pairs"] if {p["first"], p["second"]} == {"dpo", "dpo beta=0.1"})
     assert pair["p_holm"] == 1.0
