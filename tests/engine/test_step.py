@@ -18,7 +18,7 @@ from polyalign.objectives.pointwise import Prospect
 from polyalign.objectives.rewards import MeanLogp, SumLogRatio
 from polyalign.policies.tabular import SequencePolicy
 from polyalign.recipe import Update
-from polyalign.types import Loss, Needs, Scores, State, Term, needs
+from polyalign.types import Batch, Loss, Needs, Row, Rows, Scores, State, Term, needs
 
 VOCABULARY, LENGTH, PROMPTS = 4, 5, 6
 
@@ -207,3 +207,43 @@ def test_a_role_the_feedback_lacks_is_named():
             Pairwise(SumLogRatio()).needs,
             0,
         )
+
+
+def tokens_of(lengths, contexts, budget):
+    """Micro-batches of units with one row each: context c has 10 + c tokens."""
+    rows = [
+        Row((c, *range(9 + c)), torch.arange(n), torch.ones(n, dtype=torch.bool))
+        for n, c in zip(lengths, contexts, strict=True)
+    ]
+    batch = Batch(Rows.collate(rows), {"own": torch.arange(len(rows))}, torch.ones(len(rows)))
+    parts = [part.tolist() for part in cut(batch, budget)]
+    costs = [
+        sum(lengths[u] for u in part) + sum(10 + c for c in {contexts[u] for u in part})
+        for part in parts
+    ]
+    return parts, costs
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.integers(0, 4)), min_size=1, max_size=14),
+    st.integers(1, 200),
+)
+def test_micro_batches_hold_each_unit_once_and_only_a_unit_alone_exceeds_the_budget(units, budget):
+    lengths, contexts = [n for n, _ in units], [c for _, c in units]
+    parts, costs = tokens_of(lengths, contexts, budget)
+    assert sorted(u for part in parts for u in part) == list(range(len(units)))
+    for part, cost in zip(parts, costs, strict=True):
+        assert cost <= max(budget, max(n + 10 + c for n, c in units)) or len(part) == 1
+
+
+def test_a_shared_context_counts_once_and_keeps_its_units_together():
+    parts, costs = tokens_of([5, 9, 5, 9], [0, 1, 0, 1], 30)
+    assert sorted(sorted(part) for part in parts) == [[0, 2], [1, 3]]
+    assert sorted(costs) == [20, 29]
+
+
+def test_micro_batches_are_of_like_size():
+    _, costs = tokens_of([20] * 9, range(9), 170)
+    assert len(costs) == 2
+    assert max(costs) - min(costs) <= 34

@@ -21,7 +21,14 @@ PANELS = {
     ),
     "The model": (
         *("full", "lora_r", "lora_alpha", "lora_targets", "dtype", "device", "threads"),
-        *("checkpointing", "max_length", "max_prompt_length", "assistant", "trust_remote_code"),
+        *(
+            "memory",
+            "checkpointing",
+            "max_length",
+            "max_prompt_length",
+            "assistant",
+            "trust_remote_code",
+        ),
     ),
     "While it runs": (
         *("eval_every", "save_every", "keep", "early_stopping", "patience", "loggers", "samples"),

@@ -165,7 +165,9 @@ def show_plan(found: dict[str, Any]) -> None:
         "optimizer": plan["optimizer"],
         "reference": ", ".join(plan["references"]) or "none",
         "machine": f"{plan['device']}, {plan['threads']} threads, {plan['dtype']}",
-        "memory": f"about {plan['memory_bytes'] / 2**30:.1f} GiB",
+        "memory": f"about {plan['memory_bytes'] / 2**30:.1f} GiB"
+        + f" of {plan['memory_limit'] / 2**30:.1f} GiB"
+        + (", activations computed again" if plan["checkpointing"] else ""),
         "time": f"about {span(plan['seconds'])}",
         "output": str(config["output"]),
     }

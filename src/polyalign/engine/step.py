@@ -64,30 +64,58 @@ class Tally:
 
 
 def cut(batch: Batch, budget: int | None) -> list[Tensor]:
-    """Units in micro-batches of at most ``budget`` decisions each (contexts counted once a batch).
+    """Units in the fewest micro-batches of at most ``budget`` decisions each, of like size.
 
-    Units of like length stand together, so that little is padded. None: one micro-batch.
+    A decision is a place to compute: a context counts once for all units of a micro-batch that
+    share it, and such units stay together. A unit larger than the budget stands alone. None: one
+    micro-batch.
     """
     count = len(batch)
     if budget is None or count <= 1:
         return [torch.arange(count)]
-    context = torch.tensor([len(c) if isinstance(c, tuple) else 1 for c in batch.rows.contexts])
+    sized: list[tuple[int, list[int]]] = []
+    for shared, units in _sharing(batch).items():
+        context = sum(_size(batch.rows.contexts[c]) for c in shared)
+        size = context
+        held: list[int] = []
+        for unit, steps in units:
+            if held and size + steps > budget:
+                sized.append((size, held))
+                size, held = context, []
+            size, held = size + steps, [*held, unit]
+        sized.append((size, held))
+    sized.sort(key=lambda item: -item[0])
+    total = sum(size for size, _ in sized)
+    for parts in range(max(-(-total // budget), 1), len(sized) + 1):
+        used = [0] * parts
+        out: list[list[int]] = [[] for _ in used]
+        for size, held in sized:
+            least = used.index(min(used))
+            used[least] += size
+            out[least] += held
+        if max(used) <= max(budget, sized[0][0]):
+            break
+    else:
+        out = [held for _, held in sized]
+    return [torch.tensor(part) for part in out if part]
+
+
+def _sharing(batch: Batch) -> dict[tuple[int, ...], list[tuple[int, int]]]:
+    """Units, and the steps of their rows, by the contexts that they need."""
     steps = batch.rows.mask.shape[1] - batch.rows.mask.flip(1).int().argmax(1)
-    row_cost = context[batch.rows.context] + steps
-    cost = torch.zeros(count, dtype=torch.long)
-    widest = torch.zeros(count, dtype=torch.long)
-    for index in batch.roles.values():
-        member = torch.where(index >= 0, row_cost[index.clamp(min=0)], 0).reshape(count, -1)
-        cost += (member > 0).sum(1)
-        widest = torch.maximum(widest, member.max(1).values)
-    parts: list[list[int]] = []
-    for unit in torch.argsort(widest, descending=True, stable=True).tolist():
-        wide = int(widest[parts[-1][0]]) if parts else 0
-        if parts and (sum(int(cost[i]) for i in parts[-1]) + int(cost[unit])) * wide <= budget:
-            parts[-1].append(unit)
-        else:
-            parts.append([unit])
-    return [torch.tensor(part) for part in parts]
+    lengths = torch.where(batch.rows.mask.any(1), steps, 0).tolist()
+    context_of = batch.rows.context.tolist()
+    members = [index.reshape(len(batch), -1).tolist() for index in batch.roles.values()]
+    found: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+    for unit in range(len(batch)):
+        rows = {i for role in members for i in role[unit] if i >= 0}
+        contexts = tuple(sorted({context_of[i] for i in rows}))
+        found.setdefault(contexts, []).append((unit, sum(lengths[i] for i in rows)))
+    return found
+
+
+def _size(context: object) -> int:
+    return len(context) if isinstance(context, tuple) else 1
 
 
 def total_loss(loss: Loss, denominators: Mapping[str, float]) -> Tensor:

@@ -86,7 +86,12 @@ class TrainConfig(BaseModel):
     )
     device: str | None = Field(None, description="cpu, cuda, mps (default: the best there is)")
     threads: Annotated[int, Field(ge=1)] | None = Field(None, description="CPU threads")
-    checkpointing: bool = Field(False, description="recompute activations to save memory")
+    memory: str | None = Field(
+        None, description="the most that the run may hold, as 6GB (default: most of what is free)"
+    )
+    checkpointing: bool | None = Field(
+        None, description="recompute activations (default: where an example would not fit)"
+    )
     max_length: Annotated[int, Field(ge=2)] = Field(1024, description="tokens of prompt + answer")
     max_prompt_length: Annotated[int, Field(ge=1)] | None = Field(
         None, description="tokens of the prompt alone; its beginning is cut"
@@ -130,6 +135,15 @@ class TrainConfig(BaseModel):
         for name in value:
             if name not in SINKS:
                 raise OptionError(f"There is no logger '{name}'.", nearest(name, SINKS))
+        return value
+
+    @field_validator("memory")
+    @classmethod
+    def _amount(cls, value: str | None) -> str | None:
+        from polyalign.runs.memory import parse
+
+        if value is not None:
+            parse(value)
         return value
 
     @field_validator("data", "eval_data", mode="before")

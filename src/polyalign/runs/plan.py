@@ -18,6 +18,7 @@ from polyalign.loops.session import Settings
 from polyalign.protocols import Sampling
 from polyalign.recipe import Declaration, Method, Stage
 from polyalign.runs.config import TrainConfig, rates
+from polyalign.runs.memory import Budget
 
 BOUND = (
     "method", "hyper", "seed", "records", "data", "model", "batch", "micro", "epochs", "max_steps",
@@ -37,6 +38,8 @@ class Survey:
     longest: int
     truncated: int
     dropped: int
+    largest: int = 0
+    """Tokens of the largest example, each of its contexts counted once."""
 
 
 @dataclass(frozen=True)
@@ -90,46 +93,13 @@ def settings_of(
     )
 
 
-def micro_tokens(facts: Facts, checkpointing: bool) -> int:
-    """Tokens in a micro-batch: what a quarter of the free memory holds in activations, 512 to
-    8192.
-    """
-    per_token = activation_bytes(facts, checkpointing)
-    return int(min(max(free_memory(facts.device) // 4 // max(per_token, 1), 512), 8192))
-
-
-def activation_bytes(facts: Facts, checkpointing: bool) -> int:
-    """Bytes kept for the backward pass per token: about 40 hidden-sized values a layer in
-    float32.
-    """
-    kept = 3 if checkpointing else 40
-    return kept * facts.hidden * max(facts.layers, 1) * 4
-
-
-def free_memory(device: str) -> int:
-    """Bytes that can be used now on the device."""
-    if device.startswith("cuda"):
-        import torch
-
-        return int(torch.cuda.mem_get_info()[0])
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    try:
-        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
-    except (ValueError, OSError, AttributeError):
-        return 4 << 30
-
-
 def make_plan(
     config: TrainConfig,
     declaration: Declaration,
     method: Method,
     settings: Settings,
     facts: Facts,
+    budget: Budget,
     processes: int,
 ) -> dict[str, Any]:
     """The plan as plain data; keys in :data:`BOUND` are compared on resume, the rest is to read."""
@@ -182,12 +152,14 @@ def make_plan(
         "parameters": facts.parameters,
         "trainable": facts.trainable,
         "references": references,
-        "memory_bytes": memory(facts, settings, config.checkpointing),
+        "checkpointing": budget.checkpointing,
+        "memory_bytes": budget.bytes,
+        "memory_limit": budget.limit,
         "seconds": round(tokens * work / _speed(facts.device), 1),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
-        "notes": list(facts.notes),
+        "notes": [*facts.notes, *([budget.note] if budget.note else [])],
     }
 
 
@@ -201,15 +173,6 @@ def _all_steps(method: Method, records: int, settings: Settings) -> list[int]:
 def _left(stage: Stage, records: int) -> int:
     """About how many records a stage trains on after its data steps."""
     return max(1, math.ceil(records * stage.streams["data"].share - 1e-9))
-
-
-def memory(facts: Facts, settings: Settings, checkpointing: bool) -> int:
-    """Bytes at the peak, estimated: weights, gradients and AdamW's two moments, activations."""
-    width = {"bfloat16": 2, "float32": 4, "float64": 8}[facts.dtype]
-    weights = facts.parameters * width
-    moving = facts.trainable * (4 + 4 + 8)
-    activations = (settings.budget or facts.survey.tokens) * activation_bytes(facts, checkpointing)
-    return weights + moving + activations
 
 
 def _speed(device: str) -> float:

@@ -129,7 +129,7 @@ def survey(
     needs = _needs(method)
     wanted = needs.roles
     kept: list[int] = []
-    tokens = context_tokens = longest = truncated = 0
+    tokens = context_tokens = longest = truncated = largest = 0
     encode = getattr(policy, "encoded", None)
     unfit: str | None = None
     labels: set[bool] = set()
@@ -159,6 +159,7 @@ def survey(
         truncated += short
         tokens += sum(lengths)
         context_tokens += sum(contexts.values())
+        largest = max(largest, sum(lengths) + sum(contexts.values()))
         longest = max([longest, *(n + max(contexts.values()) for n in lengths)])
         if index % 256 == 0:
             progress("reading", index, len(records))
@@ -179,7 +180,8 @@ def survey(
             PolyalignWarning,
             stacklevel=2,
         )
-    done = Survey(len(kept), tokens, context_tokens, longest, truncated, len(records) - len(kept))
+    dropped = len(records) - len(kept)
+    done = Survey(len(kept), tokens, context_tokens, longest, truncated, dropped, largest)
     return kept, done
 
 

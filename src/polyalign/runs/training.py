@@ -31,10 +31,11 @@ from polyalign.recipe import Declaration, Method
 from polyalign.runs.config import TrainConfig
 from polyalign.runs.folder import Ended, FolderHooks, RunFolder, Silent, Watcher
 from polyalign.runs.loggers import Loggers
-from polyalign.runs.plan import Facts, compare, fingerprint, make_plan, micro_tokens, settings_of
+from polyalign.runs.memory import budget_of
+from polyalign.runs.plan import Facts, compare, fingerprint, make_plan, settings_of
 from polyalign.runs.prepare import (
-    chosen,
     Rejected,
+    chosen,
     data_fingerprint,
     read_records,
     refuse_unused,
@@ -133,11 +134,12 @@ def prepare(
         survey=measured,
         notes=notes,
     )
-    micro = (
-        config.micro or (old_plan or {}).get("micro") or micro_tokens(facts, config.checkpointing)
-    )
-    settings = settings_of(config, declaration, facts, micro)
-    plan = make_plan(config, declaration, method, settings, facts, processes.count())
+    settings = settings_of(config, declaration, facts, config.micro or 1)
+    room = budget_of(policy, config, method, facts, settings.batch, old_plan or {})
+    if room.checkpointing:
+        policy.trunk.checkpoint_layers()
+    settings = replace(settings, budget=room.micro)
+    plan = make_plan(config, declaration, method, settings, facts, room, processes.count())
     if held_out and not settings.eval_every:
         settings = replace(settings, eval_every=max(1, plan["steps"] // 5))
     judge = load_judge(config.judge) if config.judge else _own_judge(records)
@@ -186,7 +188,6 @@ def _policy(config: TrainConfig) -> LanguagePolicy:
         max_length=config.max_length,
         max_prompt_length=config.max_prompt_length,
         assistant=config.assistant,
-        checkpointing=config.checkpointing,
         seed=config.seed,
         trust_remote_code=config.trust_remote_code,
     )

@@ -22,8 +22,11 @@ from torch.utils.checkpoint import checkpoint
 
 from polyalign.policies.language.signals import quantities
 
-CHUNK = 1 << 24
+CHUNK = 1 << 23
 """Logits held at once."""
+
+FEWEST = 64
+"""Steps in a chunk at least: with fewer, reading the head costs more than multiplying by it."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def token_quantities(
     wide = head.wide()
     other = None if reference is None else (reference[0].detach(), reference[1].wide())
     width = states.shape[-1] if wide.weight is None else wide.weight.shape[0]
-    chunk = chunk or max(16, CHUNK // max(width, 1))
+    chunk = chunk or max(FEWEST, CHUNK // max(width, 1))
 
     def compute(part: Tensor, at: slice) -> Mapping[str, Tensor]:
         against = None
@@ -137,10 +140,15 @@ class _LogProbability(torch.autograd.Function):
         slope = torch.empty(states.shape, dtype=weight.dtype, device=states.device)
         for at in _slices(len(states), chunk):
             logits = F.linear(states[at].to(weight.dtype), weight)
-            law = torch.log_softmax(logits if scale == 1.0 else logits.mul_(scale), -1)
+            if scale != 1.0:
+                logits.mul_(scale)
             target = targets[at]
-            logp[at] = law.gather(-1, target.unsqueeze(-1)).squeeze(-1)
-            slope[at] = weight[target] - law.exp_() @ weight
+            # One buffer throughout: logits, then exp(logits - largest), then probabilities.
+            largest = logits.max(-1, keepdim=True).values
+            chosen = logits.gather(-1, target.unsqueeze(-1)) - largest
+            total = logits.sub_(largest).exp_().sum(-1, keepdim=True)
+            logp[at] = (chosen - total.log()).squeeze(-1)
+            slope[at] = weight[target] - logits.div_(total) @ weight
         ctx.save_for_backward(slope if scale == 1.0 else slope * scale)
         ctx.dtype = states.dtype
         return logp

@@ -1,0 +1,208 @@
+"""How a step is made to fit into memory: micro-batches, and activations computed again.
+
+What a token keeps for the backward pass is counted on the loaded model. From it follow the
+micro-batch and, where one example would not fit, activation checkpointing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from polyalign.errors import OptionError
+
+if TYPE_CHECKING:
+    from polyalign.policies.language.policy import LanguagePolicy
+    from polyalign.recipe import Method
+    from polyalign.runs.config import TrainConfig
+    from polyalign.runs.plan import Facts
+
+ENOUGH = {"cpu": 2048}
+"""Tokens of a micro-batch, by device, above which nothing gets faster; elsewhere 16384."""
+
+SHARE = 0.8
+"""Of the memory that is free, what a run takes without being told."""
+
+SPARE = 1.25
+"""What the backward pass needs beside what the forward pass kept."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Bytes, measured: used ``now`` with the model loaded, kept ``per_token``, the layers' inputs
+    of a token (``inputs``), ``trainable`` numbers, and what the output head holds at once.
+    """
+
+    now: int
+    per_token: int
+    inputs: int
+    layers: int
+    trainable: int
+    head: int
+
+    def fixed(self) -> int:
+        """What does not grow with the micro-batch: the model, gradients, two moments, the head."""
+        return self.now + 12 * self.trainable + self.head
+
+    def token(self, checkpointing: bool) -> int:
+        """What a token of a micro-batch needs at the peak."""
+        kept = self.per_token
+        if checkpointing:
+            kept = self.inputs + self.per_token // max(self.layers, 1)
+        return int(SPARE * kept)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Tokens of a micro-batch, whether activations are computed again, the bytes that this takes
+    at the peak (estimated) and the limit that was kept.
+    """
+
+    micro: int
+    checkpointing: bool
+    bytes: int
+    limit: int
+    note: str | None = None
+
+
+def budget(
+    costs: Costs,
+    limit: int,
+    largest: int,
+    step: int,
+    *,
+    device: str,
+    micro: int | None = None,
+    checkpointing: bool | None = None,
+    told: bool = False,
+) -> Budget:
+    """The largest useful micro-batch within ``limit`` bytes.
+
+    ``largest``: tokens of the largest example, ``step``: at most so many in an optimizer step.
+    ``micro`` and ``checkpointing`` are kept where they are given; ``told`` says that a person set
+    the limit. Raises :class:`OptionError` when such a limit cannot hold one example.
+    """
+    room = limit - costs.fixed()
+    fits = room // costs.token(bool(checkpointing))
+    if checkpointing is None:
+        checkpointing = fits < (micro or largest)
+        fits = room // costs.token(checkpointing)
+    enough = ENOUGH.get(device.partition(":")[0], 16384)
+    chosen = micro or max(min(fits, enough), largest)
+    peak = costs.fixed() + min(max(chosen, largest), step) * costs.token(checkpointing)
+    note = None
+    if peak > limit:
+        what = (
+            f"A micro-batch of {min(max(chosen, largest), step)} tokens takes about "
+            f"{show(peak)}, and {show(limit)} may be used."
+        )
+        if told:
+            raise OptionError(what, "Raise memory, or lower max_length (or micro, if it is set).")
+        note = f"{what} Lower max_length if memory runs out."
+    return Budget(int(chosen), bool(checkpointing), int(peak), int(limit), note)
+
+
+def parse(text: str) -> int:
+    """Bytes from "6GB", "1.5GiB" or "800MB".
+
+    >>> parse("2GiB"), parse("1.5 GB")
+    (2147483648, 1500000000)
+    """
+    units = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+    plain = text.replace(" ", "").upper()
+    for unit, size in sorted(units.items(), key=lambda item: -len(item[0])):
+        if plain.endswith(unit):
+            try:
+                value = float(plain.removesuffix(unit)) * size
+            except ValueError:
+                break
+            if value > 0:
+                return int(value)
+    raise OptionError(f"memory={text!r} is not an amount of memory.", "Write it as 6GB or 800MB.")
+
+
+def show(size: int) -> str:
+    """A size to read.
+
+    >>> show(3 << 29)
+    '1.5 GiB'
+    """
+    return f"{size / 2**30:.1f} GiB"
+
+
+def used(device: str) -> int:
+    """Bytes that this process holds now on the device."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.memory_allocated(device))
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * int(os.sysconf("SC_PAGE_SIZE"))
+    except (OSError, ValueError, IndexError, AttributeError):
+        return 1 << 30
+
+
+def free(device: str) -> int:
+    """Bytes that can be used on the device beside what is used already."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
+    except (ValueError, OSError, AttributeError):
+        return 4 << 30
+
+
+def limit_of(memory: str | None, device: str) -> int:
+    """Bytes that the run may hold in all: what was said, else a share of what is free now."""
+    return parse(memory) if memory else used(device) + int(SHARE * free(device))
+
+
+def budget_of(
+    policy: LanguagePolicy,
+    config: TrainConfig,
+    method: Method,
+    facts: Facts,
+    batch: int,
+    old: Mapping[str, Any],
+) -> Budget:
+    """The micro-batch that fits, by what the loaded model keeps; that of ``old`` stays."""
+    from polyalign.policies.language.kept import bytes_per_token
+    from polyalign.policies.language.logprobs import CHUNK, FEWEST
+
+    per_token = bytes_per_token(policy)
+    updates = [update for stage in method.stages for update in stage.updates]
+    copied = facts.full and any(update.objective.needs.references for update in updates)
+    weights = sum(p.numel() * p.element_size() for p in policy.model.parameters())
+    vocabulary = int(policy.trunk.config.vocab_size)
+    costs = Costs(
+        now=used(facts.device) + (weights if copied else 0),
+        per_token=per_token,
+        inputs=facts.hidden * facts.layers * policy.model.dtype.itemsize,
+        layers=facts.layers,
+        trainable=facts.trainable,
+        head=2 * 4 * max(CHUNK, FEWEST * vocabulary),
+    )
+    largest = facts.survey.largest
+    checkpointing = config.checkpointing
+    return budget(
+        costs,
+        limit_of(config.memory, facts.device),
+        largest,
+        min(batch * largest, facts.survey.tokens + facts.survey.context_tokens),
+        device=facts.device,
+        micro=config.micro or old.get("micro"),
+        checkpointing=old.get("checkpointing") if checkpointing is None else checkpointing,
+        told=config.memory is not None,
+    )

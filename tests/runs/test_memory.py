@@ -1,0 +1,100 @@
+"""A stated limit of memory decides the micro-batch and whether activations are computed again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from polyalign.api import declaration_of
+from polyalign.errors import OptionError
+from polyalign.policies.language.adapters import LoraSpec
+from polyalign.policies.language.kept import bytes_per_token
+from polyalign.runs.folder import Silent
+from polyalign.runs.memory import Costs, budget, parse
+from polyalign.runs.training import prepare, train
+from tests.policies import tiny
+from tests.runs import kit
+
+COSTS = Costs(now=1000, per_token=100, inputs=10, layers=10, trainable=50, head=400)
+FIXED = 1000 + 12 * 50 + 400
+
+
+def test_the_micro_batch_is_what_the_limit_holds():
+    found = budget(COSTS, FIXED + 125 * 300, 200, 5000, device="cpu")
+    assert (found.micro, found.checkpointing, found.note) == (300, False, None)
+    assert found.bytes <= found.limit
+    wide = budget(COSTS, FIXED + 10**9, 200, 5000, device="cpu")
+    assert wide.micro == 2048  # more is no faster on a CPU
+    assert budget(COSTS, FIXED + 10**9, 200, 5000, device="cuda:0").micro == 16384
+
+
+def test_activations_are_computed_again_only_where_an_example_would_not_fit():
+    found = budget(COSTS, FIXED + 125 * 150, 200, 5000, device="cpu")
+    assert found.checkpointing
+    assert found.micro == 125 * 150 // 25  # a layer at a time, beside the inputs of all
+    kept = budget(COSTS, FIXED + 125 * 150, 200, 5000, device="cpu", checkpointing=False)
+    assert kept.micro == 200
+    assert kept.note is not None
+
+
+def test_a_limit_that_a_person_set_and_that_cannot_hold_an_example_is_refused():
+    with pytest.raises(OptionError, match="200 tokens takes about .* may be used.*memory"):
+        budget(COSTS, FIXED + 100, 200, 5000, device="cpu", told=True)
+    assert budget(COSTS, FIXED + 100, 200, 5000, device="cpu").note is not None
+
+
+@pytest.mark.parametrize("text", ["6", "GB", "-1GB", "six GB", "0MB"])
+def test_an_amount_of_memory_has_a_number_and_a_unit(text):
+    with pytest.raises(OptionError, match="6GB or 800MB"):
+        parse(text)
+
+
+@pytest.mark.parametrize("lora", [None, LoraSpec(r=2, alpha=4)], ids=["whole", "lora"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_what_a_token_keeps_is_counted_on_the_model(family, lora):
+    """Between the layers' inputs alone and twice what every product's inputs and outputs hold."""
+    policy = tiny.policy(family, torch.float32, lora)
+    found = bytes_per_token(policy)
+    width, inner, layers = 16, 64 if family == "gpt2" else 32, 2
+    assert layers * 4 * width < found < 2 * layers * 4 * (12 * width + 6 * inner)
+    policy.trunk.checkpoint_layers()
+    assert bytes_per_token(policy) < found / 2
+
+
+def test_a_run_keeps_the_limit_that_is_stated(tmp_path: Path, tiny_llama: Path):
+    data = kit.write_pairs(tmp_path / "pairs.jsonl")
+    plans = {}
+    for name, options in {
+        "free": {},
+        "checkpointed": {"checkpointing": True},
+        "set": {"micro": 64},
+    }.items():
+        config = kit.config("dpo", tiny_llama, data, tmp_path / name, max_steps=1, **options)
+        plans[name] = prepare(declaration_of("dpo"), config, Silent()).plan
+    assert plans["free"]["micro"] == 2048
+    assert not plans["free"]["checkpointing"]
+    assert plans["checkpointed"]["checkpointing"]
+    assert plans["set"]["micro"] == 64
+    assert all(plan["memory_bytes"] <= plan["memory_limit"] for plan in plans.values())
+    config = kit.config("dpo", tiny_llama, data, tmp_path / "small", memory="50MB")
+    with pytest.raises(OptionError, match="Raise memory, or lower max_length"):
+        prepare(declaration_of("dpo"), config, Silent())
+    with pytest.raises(OptionError, match="is not an amount of memory"):
+        kit.config("dpo", tiny_llama, data, tmp_path / "wrong", memory="much")
+
+
+def test_checkpointing_changes_no_bit_of_a_run(tmp_path: Path, tiny_llama: Path):
+    data = kit.write_pairs(tmp_path / "pairs.jsonl", 8)
+    finals = []
+    for on in (False, True):
+        config = kit.config(
+            "dpo", tiny_llama, data, tmp_path / str(on), max_steps=2, checkpointing=on
+        )
+        train(declaration_of("dpo"), config)
+        finals.append(kit.final_bytes(tmp_path / str(on)))
+        plan = json.loads((tmp_path / str(on) / "plan.json").read_text())
+        assert plan["checkpointing"] is on
+    assert finals[0] == finals[1]
