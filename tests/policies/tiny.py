@@ -52,6 +52,7 @@ def tokenizer(template: str | None = TEMPLATE, bos: bool = False, pad: bool = Tr
 
 
 def config(family: str, vocabulary: int = 340) -> Any:
+    import transformers
     from transformers import CohereConfig, Gemma2Config, GPT2Config, LlamaConfig, Qwen2Config
 
     size: dict[str, Any] = {
@@ -83,6 +84,28 @@ def config(family: str, vocabulary: int = 340) -> Any:
             vocab_size=vocabulary, n_embd=16, n_layer=2, n_head=4, n_positions=128, eos_token_id=1,
             bos_token_id=1, initializer_range=0.3,
         )  # fmt: skip
+    if family == "gemma3":
+        return transformers.Gemma3TextConfig(
+            **size, head_dim=4, sliding_window=5, query_pre_attn_scalar=4,
+            layer_types=["sliding_attention", "full_attention"],
+        )  # fmt: skip
+    if family == "mistral":
+        return transformers.MistralConfig(**size, sliding_window=6)
+    if family == "mixtral":
+        return transformers.MixtralConfig(
+            **size, num_local_experts=4, num_experts_per_tok=2, sliding_window=None,
+            experts_implementation="eager",  # the grouped product knows no float64
+        )  # fmt: skip
+    if family == "qwen3":
+        return transformers.Qwen3Config(**size, head_dim=4)
+    named = {
+        "gpt_neox": transformers.GPTNeoXConfig,
+        "phi": transformers.PhiConfig,
+        "olmo": transformers.OlmoConfig,
+        "olmo2": transformers.Olmo2Config,
+    }
+    if family in named:
+        return named[family](**size)
     raise ValueError(family)
 
 
