@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from polyalign.errors import OptionError
+from polyalign.errors import NumericsError, OptionError
 from polyalign.policies.language import decode, generate
 from polyalign.policies.language.adapters import LoraSpec
 from polyalign.policies.language.law import draw
@@ -285,3 +285,12 @@ def test_laws_that_cannot_be_drawn_from_are_refused(how, said):
         sampled(tiny.policy(), ["a"], 1, [0], **how)
     with pytest.raises(OptionError, match="1 seeds were given"):
         sampled(tiny.policy(), ["a"], 2, [0])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_model_whose_logits_are_not_numbers_is_said_to_be_broken(temperature):
+    policy = tiny.policy()
+    with torch.no_grad():
+        policy.model.lm_head.weight.fill_(torch.nan)
+    with pytest.raises(NumericsError, match="not finite while sampling"):
+        sampled(policy, ["a"], 2, [0, 1], temperature=temperature)

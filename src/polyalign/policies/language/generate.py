@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from polyalign.errors import OptionError
+from polyalign.errors import NumericsError, OptionError
 from polyalign.policies.language import decode
 from polyalign.policies.language.fold import folded
 from polyalign.policies.language.growing import growing_cache
@@ -42,7 +42,8 @@ def generate(
 ) -> Rollout:
     """``n`` completions of each context payload; ``seeds`` has one number a row, [C * n].
 
-    Raises :class:`OptionError` for a law or a budget that cannot be drawn from.
+    Raises :class:`OptionError` for a law or a budget that cannot be drawn from, and
+    :class:`NumericsError` where the model's logits are not finite.
     """
     _check(how, n, len(contexts), len(seeds))
     template, trunk = policy.template, policy.trunk
@@ -120,6 +121,11 @@ class _Drawn:
         runs = ~self.finished[rows] & (self.length[rows] < self.how.max_steps)
         at = self.length[rows].clamp(max=self.how.max_steps - 1)
         token, old, logp = draw(logits, self.uniform[rows, at], self.how)
+        if not bool(logp[runs].isfinite().all()):
+            raise NumericsError(
+                "The model's law of the next token is not finite while sampling.",
+                "Check the model's weights, lower the learning rate, or use dtype=float32.",
+            )
         mine, at = rows[runs], at[runs]
         self.tokens[mine, at] = token[runs]
         self.old[mine, at] = old[runs].double()

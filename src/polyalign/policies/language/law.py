@@ -65,7 +65,7 @@ def _invert(mass: Tensor, blocks: Tensor, uniform: Tensor) -> Tensor:
     places = block.unsqueeze(-1) * BLOCK + torch.arange(BLOCK, device=mass.device)
     inside = mass.gather(-1, places.clamp(max=size - 1)).masked_fill(places >= size, 0)
     at = _first(inside.cumsum(-1, dtype=torch.float64), inside, target - before)
-    return block * BLOCK + at
+    return (block * BLOCK + at).clamp(max=size - 1)
 
 
 def _invert_few(mass: Tensor, uniform: Tensor) -> Tensor:
