@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from polyalign.policies.language import fused
 from polyalign.policies.language.adapters import LoraSpec
 from polyalign.policies.language.policy import LanguagePolicy
 from polyalign.protocols import Sampling
@@ -74,3 +75,45 @@ def test_sampled_log_probabilities_are_those_of_scoring(policy):
     with torch.no_grad():
         logp = policy.score(Rows.collate(rollout.rows)).logp
     torch.testing.assert_close(rollout.logp, logp, rtol=0, atol=1e-3)
+
+
+def test_float32_is_as_exact_packed_as_it_is_plain(smollm2):
+    """Against float64, by group of parameters: at most twice the error of the model's own modules
+    on rows alone; log-probabilities of single tokens within 1e-4.
+    """
+    pairs = [
+        (ASKED, answer("The capital of France is Paris.")),
+        (ASKED, answer("The capital of France is Berlin, and that is all I know of it.")),
+    ]
+
+    def measure(dtype, kind):
+        policy = LanguagePolicy.from_pretrained(
+            smollm2.path, lora=LoraSpec(r=4, alpha=8), dtype=dtype
+        )
+        made = torch.Generator().manual_seed(0)
+        noise = {
+            n: 0.02 * torch.randn(p.shape, generator=made) for n, p in policy.tensors().items()
+        }
+        policy.load({n: p + noise[n].to(p.dtype) for n, p in policy.tensors().items()})
+        policy.trunk.layout()
+        policy.trunk._layout = kind
+        rows = Rows.collate([policy.encode(*pair) for pair in pairs])
+        # The model's own norms would round float64 to float32.
+        fused.switch(policy.model, dtype == "float64" or kind == "packed")
+        logp = policy.score(rows).logp
+        loss = logp[0].sum() - logp[1].sum()
+        names, parameters = zip(*policy.trainable().items(), strict=True)
+        found = {}
+        for name, slope in zip(names, torch.autograd.grad(loss, parameters), strict=True):
+            group = ".".join(part for part in name.split(".") if not part.isdigit())
+            found.setdefault(group, []).append(slope.double().flatten())
+        return logp.detach().double(), {g: torch.cat(parts) for g, parts in found.items()}
+
+    exact_logp, exact_slopes = measure("float64", "plain")
+    plain_logp, plain_slopes = measure("float32", "plain")
+    logp, slopes = measure("float32", "packed")
+    assert float((logp - plain_logp).abs().max()) < 1e-4
+    assert float((logp - exact_logp).abs().max()) < 1e-4
+    for group, exact in exact_slopes.items():
+        own = float((plain_slopes[group] - exact).norm())
+        assert float((slopes[group] - exact).norm()) <= 2 * own, group
