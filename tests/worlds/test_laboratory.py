@@ -92,6 +92,13 @@ def test_where_a_closed_form_does_not_read_an_option_the_gradient_is_checked_ins
     assert row["reached"]
 
 
+def test_where_few_steps_end_off_the_optimum_the_loops_go_again_with_more() -> None:
+    known = next(one for one in KNOWN["f-dpo"] if one.name == "forward kl")
+    far = perform("f-dpo", replace(known, hyper={**known.hyper, "beta": 0.25}))
+    assert far.reached
+    assert far.steps > known.steps
+
+
 def test_a_sweep_walks_along_the_frontier_where_the_closed_form_lies_on_it() -> None:
     (row, *_) = lab(["dpo"], sweep=True)
     assert [p["strength"] for p in row["sweep"]] == [0.125, 0.25, 0.5, 1.0, 2.0]

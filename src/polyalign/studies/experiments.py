@@ -45,6 +45,9 @@ IN_LANGUAGE = Known(
 SWEEP = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Multiples of an option's value along the reward-KL curve."""
 
+FLAT, AGAIN = 1e-6, 6
+"""Gradient entry above which an end is not stationary, and the factor of steps tried then."""
+
 WHOLE = 100_000
 """Units in a step that no population reaches, so that a step sees all of it."""
 
@@ -249,7 +252,23 @@ def _language(run: LabRun) -> tuple[LanguagePolicy, LanguagePolicy]:
 
 
 def attempt(declared: Declaration, known: Known, world: World) -> LabRun:
-    """Train as an experiment says, through the loops and, where it is smooth, to the last digit."""
+    """Train as an experiment says, through the loops and, where it is smooth, to the last digit.
+
+    Where the last digits end off a stationary point the loops had not descended far enough, and go
+    once more with several times the steps.
+    """
+    run = descend(declared, known, world)
+    if not (known.finish and run.smooth):
+        return run
+    run.finish()
+    if run.stationarity() > FLAT:
+        run = descend(declared, replace(known, steps=AGAIN * known.steps), world)
+        run.finish()
+    return run
+
+
+def descend(declared: Declaration, known: Known, world: World) -> LabRun:
+    """Train as an experiment says, through the loops alone."""
     feedback = known.feedback or POPULATIONS.get(
         declared(**known.hyper).feedback or declared.feedback
     )
@@ -260,14 +279,11 @@ def attempt(declared: Declaration, known: Known, world: World) -> LabRun:
             f"The world '{known.world}' gives no feedback that {declared.id} learns from.",
             f"Worlds: {', '.join(WORLDS)}.",
         ) from None
-    environment = known.environment(world) if known.environment else None
-    batch = known.settings.get("batch", WHOLE)
-    rest = {k: v for k, v in known.settings.items() if k != "batch"}
-    settings = exact(batch, known.steps, **rest)
+    settings = exact(**{"batch": WHOLE, "steps": known.steps, **known.settings})
     with warnings.catch_warnings():
         # A world's strengths are chosen for its size, not for a language model.
         warnings.simplefilter("ignore", PolyalignWarning)
-        run = train(
+        return train(
             declared.id,
             world,
             records,
@@ -275,11 +291,8 @@ def attempt(declared: Declaration, known: Known, world: World) -> LabRun:
             settings=settings,
             steps=known.steps,
             policy=known.policy(world) if known.policy else None,
-            environment=environment,
+            environment=known.environment(world) if known.environment else None,
         )
-    if known.finish and run.smooth:
-        run.finish()
-    return run
 
 
 def swept(declared: Declaration, known: Known) -> list[Point]:
