@@ -3,7 +3,8 @@ import copy
 import pytest
 
 from polyalign.errors import RunError
-from polyalign.reports.compare_page import headline, render, scatter
+from polyalign.reports.compare_page import headline, render
+from polyalign.reports.compare_pictures import scatter
 
 
 def row(label, kind, value, verdict="", **more):

@@ -201,7 +201,7 @@ def on_ray(jobs: Sequence[Job], address: str) -> Iterator[tuple[Job, dict[str, A
         ray = importlib.import_module("ray")
     except ImportError:
         raise OptionError(
-            "Ray is not installed, and --ray needs it.", "Install it: pip install ray"
+            "Ray is not installed, and --ray needs it.", "Install it: pip install polyalign[scale]"
         ) from None
     ray.init(address=None if address == "local" else address, log_to_driver=False)
     try:

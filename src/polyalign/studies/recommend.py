@@ -297,9 +297,9 @@ def _reasons(advice: Advice, entry: Mapping[str, Any], facts: Facts) -> None:
     if "baseline" in tags:
         give(2.0, "the baseline that others are measured by")
     bias = facts.longer or {}
-    biased = bool(bias.get("decided")) and (bias["low"] > 0.55 or bias["high"] < 0.45)
+    biased = bool(bias.get("decided")) and bias["low"] > 0.55
     if biased and "length" in tags:
-        give(2.0, "acts against the taste for length that the labels show")
+        give(2.0, "acts against the taste for longer answers that the labels show")
     noisy = facts.noise is not None and facts.noise >= NOISY
     if noisy and "label-noise" in tags:
         give(2.0, "expects wrong labels, of which there are many")
