@@ -260,7 +260,8 @@ def dro(
     the training data.
     When: one answer a prompt with a number: ratings, thumbs. When not: pairs, or several answers a
     prompt (infonca, which needs no value).
-    Limits: a separate value network; with a poor value the policy is biased, not just noisy.
+    Limits: a separate value network; with a poor value the policy is biased, not just noisy. Scores
+    ask for moves of about 1/tau nats of a whole answer: a learning rate that suits dpo overshoots.
     Deviations: AdamW (the paper used Adafactor); the regulariser has tau/2, as its loss says
     (Algorithm 1 prints 1/2; the same at tau 1).
     Source: Richemond et al. 2024, equation 8.
