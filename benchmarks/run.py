@@ -141,12 +141,15 @@ def section(name: str, table: Table, args: argparse.Namespace) -> str:
     spec = _spec(table, args)
     versions = rows[-1]["versions"] if rows else _versions()
     loads = [r["load"] for r in rows]
-    settings = ", ".join(f"{k} {spec[k]}" for k in ("batch", "steps", "n", "new") if k in spec)
+    made = table.spec["work"] == "grow"
+    names = ("steps",) if made else ("batch", "steps", "prompts", "n", "new")
+    settings = ", ".join(f"{k} {spec[k]}" for k in names if k in spec)
+    real = "" if made else f"Model `{spec['model']}`, data `{spec['data']}`, "
     said = [
-        f"Model `{spec['model']}`, float32, data `{spec['data']}`, {settings}; "
-        f"{platform.machine()}, {os.cpu_count()} cores, {args.threads} threads; "
+        f"{real}float32, {settings}; {platform.machine()}, {os.cpu_count()} cores, "
+        f"{args.threads} {'thread' if args.threads == 1 else 'threads'}; "
         + ", ".join(f"{k} {v}" for k, v in versions.items())
-        + f". {len({r['at'] for r in rows})} measurements"
+        + f". {len(rows)} processes measured"
         + (f" from {min(r['at'] for r in rows)} UTC on" if rows else "")
         + (f", load of the machine {min(loads):.0f} to {max(loads):.0f}" if loads else "")
         + ".",
