@@ -14,7 +14,7 @@ from polyalign.errors import PolyalignError
 from polyalign.studies.recommend import recommend
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMIT = 600
+LIMIT = 1200
 
 HEAD = """# Which method for which feedback
 
@@ -23,7 +23,7 @@ wrong labels as far as votes or contradictions tell, list sizes, balance), match
 declarations of the methods, and says which fit, why, and what that cannot know. Nothing is trained,
 and nobody is named a winner: it ends with the `polyalign compare` that would tell.
 
-What it says of the sets of real feedback that we test with (the first 600 rows of each; sets that
+What it says of the sets of real feedback that we test with (the first 1,200 rows of each; sets that
 are no feedback on answers of a policy, such as logged clicks, are refused by the reader, as the
 table says). Points come from declarations and figures, not from results.
 
