@@ -229,12 +229,22 @@ def _weights(layer: Any, x: Tensor) -> tuple[Weights, float] | None:
                 return None
             a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
             scale = float(layer.scaling[name])
+    if _hooked(layer) or _hooked(base):
+        return None
     transposed = type(base).__name__ == "Conv1D"
     known = type(base) is nn.Linear or transposed
     if not known or base.weight.dtype != x.dtype or torch.is_autocast_enabled(x.device.type):
         return None
     weight = base.weight.t() if transposed else base.weight
     return (weight, base.bias, a, b), scale
+
+
+def _hooked(module: Any) -> bool:
+    """Whether somebody listens to the module, which must then be called as one."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+        or module._backward_pre_hooks
+    )  # fmt: skip
 
 
 def install(model: nn.Module) -> None:
