@@ -97,7 +97,7 @@ def test_a_search_is_paid_from_the_budget(tmp_path, tiny_llama):
         ["dpo"], **small(tmp_path, tiny_llama, search=["lr=0.001,0.01"], budget="6k", judge=None)
     )
     row = next(r for r in result["rows"] if r["label"] == "dpo")
-    assert 0 < row["cost"]["search"] <= 4000
+    assert 0 < row["cost"]["search"] <= 3200
     assert row["cost"]["total"] <= 6000
     assert row["settings"]["lr"] in (0.001, 0.01)
     assert len(row["search"][0]) == 2
@@ -217,3 +217,40 @@ def test_cells_computed_on_a_ray_cluster_are_those_of_one_process(tmp_path):
     there = compare(["dpo"], world="bandit", output=tmp_path / "a", budget="5k", ray="local")
     here = compare(["dpo"], world="bandit", output=tmp_path / "b", budget="5k")
     assert untimed(there["rows"]) == untimed(here["rows"])
+
+
+def test_a_comparison_goes_on_in_another_folder_where_files_lie_elsewhere(
+    tmp_path, tiny_llama, monkeypatch
+):
+    import shutil
+
+    compare(["dpo"], **small(tmp_path / "here", tiny_llama, judge=None, budget="1k"))
+    there = small(tmp_path / "there", tiny_llama, judge=None, budget="1k")
+    shutil.copytree(tmp_path / "here" / "out", there["output"])
+    model = tmp_path / "there" / "model"
+    shutil.copytree(tiny_llama, model)
+
+    def forbidden(*_):
+        raise AssertionError("a cell was computed again")
+
+    monkeypatch.setattr("polyalign.studies.compare.perform", forbidden)
+    compare(["dpo"], **there | {"model": str(model)})
+
+
+def test_seeds_draw_adapters_of_their_own_on_one_base(tmp_path, tiny_llama):
+    from polyalign.studies.compare_bench import Bench
+    from polyalign.studies.compare_setup import Setup
+
+    given = small(tmp_path, tiny_llama)
+    setup = Setup(rows=rows_of(["dpo"]), seeds=(0, 1), budget=1000, primary="ranking",
+                  model=given["model"], data=(given["data"],), train={"full": False})  # fmt: skip
+    bench = Bench(setup)
+    row = setup.rows[1]
+    first = {n: x.clone() for n, x in bench.policy(row, 0).tensors().items()}
+    base = id(bench.trained.model)
+    second = {n: x.clone() for n, x in bench.policy(row, 1).tensors().items()}
+    again = bench.policy(row, 0).tensors()
+    assert id(bench.trained.model) == base
+    assert any(bool((first[n] != second[n]).any()) for n in first if "lora_A" in n)
+    assert all(bool((second[n] == 0).all()) for n in second if "lora_B" in n)
+    assert all(bool((first[n] == again[n]).all()) for n in first)

@@ -7,13 +7,13 @@ computed in any order, after an interruption, or by other processes.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from polyalign.errors import DataError
 from polyalign.evaluation.api import prompts_of
@@ -32,6 +32,7 @@ from polyalign.feedback.records import (
 )
 from polyalign.feedback.splitting import split
 from polyalign.feedback.statistics import answers_of
+from polyalign.feedback.units import seed_of
 from polyalign.judges.load import load_judge
 from polyalign.methods import get
 from polyalign.policies.language.policy import LanguagePolicy
@@ -82,7 +83,7 @@ class Bench:
     @cached_property
     def pairs(self) -> list[Pair]:
         """Held-out pairs, those that votes and the like make of their own included."""
-        return _held(self._sides[1], Pair)
+        return held(self._sides[1], Pair)
 
     @cached_property
     def demonstrations(self) -> list[Demonstration]:
@@ -149,15 +150,18 @@ class Bench:
             "perplexity": bool(self.demonstrations),
         }
 
-    def records_for(self, row: Row, shuffle: int | None = None) -> Sequence[Record]:
-        """The training records in the kind that a row's method reads, the labels shuffled by a
-        seed where one is given.
+    def records_for(
+        self, row: Row, shuffle: int | None = None, records: Sequence[Record] | None = None
+    ) -> Sequence[Record]:
+        """The training records (or some of them) in the kind that a row's method reads, the labels
+        shuffled by a seed where one is given.
 
         Raises :class:`DataError` for a kind that the data do not hold.
         """
         declaration = get(row.method)
         wanted = declaration(**row.hyper).feedback or declaration.feedback
-        records = self.records if shuffle is None else shuffled(self.records, shuffle)
+        records = self.records if records is None else records
+        records = records if shuffle is None else shuffled(records, shuffle)
         kind = type(records[0])
         if kind is wanted:
             return records
@@ -189,12 +193,15 @@ class Bench:
         return configure(values, get(name))
 
     def policy(self, row: Row, seed: int) -> LanguagePolicy:
-        """The policy as it is before training with ``seed``: one base, its adapter made anew."""
+        """The policy as it is before training with ``seed``: one base, its new adapter drawn from
+        the seed.
+        """
+        first = self.setup.seeds[0]
+        if self._policy is None:
+            self._policy = training._policy(self.config(row, first))
+            self._starts[first] = _copied(self._policy.tensors())
         if seed not in self._starts:
-            self._policy = None  # one base at a time
-            policy = training._policy(self.config(row, seed))
-            self._policy = policy
-            self._starts[seed] = _copied(policy.tensors())
+            self._starts[seed] = _reseeded(self._starts[first], seed)
         self.trained.load(self._starts[seed])
         return self.trained
 
@@ -240,7 +247,26 @@ def _copied(tensors: Any) -> dict[str, Tensor]:
     return {name: value.detach().clone().cpu() for name, value in tensors.items()}
 
 
-def _held(records: Sequence[Record], kind: type[Any]) -> list[Any]:
+def _reseeded(start: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """The start with its new adapter drawn anew, as `peft` draws one; others start as they are.
+
+    A new adapter changes nothing, as its second factor is zero; only such a one is drawn.
+    """
+    fresh = any("lora_B" in name for name in start) and not any(
+        bool(value.any()) for name, value in start.items() if "lora_B" in name
+    )
+    out = dict(start)
+    for name in sorted(start) if fresh else ():
+        if "lora_A" in name:
+            draw = torch.Generator().manual_seed(seed_of(seed, "adapter", name))
+            out[name] = nn.init.kaiming_uniform_(
+                torch.empty_like(start[name]), a=5**0.5, generator=draw
+            )
+    return out
+
+
+def held(records: Sequence[Record], kind: type[Any]) -> list[Any]:
+    """The records of a kind, and what others give of it without a choice."""
     out: list[Any] = [r for r in records if isinstance(r, kind)]
     for other in {type(r) for r in records} - {kind}:
         if (other, kind) in AUTOMATIC:

@@ -27,10 +27,11 @@ from polyalign.evaluation.ranking import ranking
 from polyalign.feedback.payloads import canonical, text_of
 from polyalign.feedback.records import Pair, Prompt, Record
 from polyalign.feedback.splitting import split
+from polyalign.feedback.statistics import answers_of
 from polyalign.methods import get
 from polyalign.policies.counted import Counted, CountedJudge, Tokens
 from polyalign.protocols import Policy, Sampling
-from polyalign.studies.compare_bench import Bench
+from polyalign.studies.compare_bench import Bench, held
 from polyalign.studies.compare_setup import Job
 from polyalign.studies.compare_train import candidates, train
 
@@ -105,23 +106,25 @@ def _searched(
 ) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
     """The best options of the declared search, each trial, and the tokens that they took.
 
-    Half of the budget is shared by the trials; each is trained on four fifths of the training
-    prompts and judged on the fifth.
+    Half of the budget is shared by the trials; each is trained with three quarters of its part on
+    four fifths of the training prompts, and judged on as much of the fifth as the rest pays for.
     """
     setup, row = job.setup, job.row
     grid = candidates(setup.search, get(row.method))
     if len(grid) < 2:
         return (grid[0] if grid else {}), [], 0
-    records = bench.records_for(row, shuffle)
     # Another seed than the one that parted training from held-out prompts.
-    part, aside = split(records, ASIDE, seed=1)
+    some, rest = split(bench.records, ASIDE, seed=1)
+    part = bench.records_for(row, shuffle, some)
     share = setup.budget // (2 * len(grid))
+    bench.policy(row, job.seed)
+    aside = affordable(bench, rest, share // 4)
     trials: list[dict[str, Any]] = []
     used = 0
     for extra in grid:
         spent = Tokens()
         done = train(
-            bench, row, job.seed, share, records=part, extra=extra, known=bench.known,
+            bench, row, job.seed, share * 3 // 4, records=part, extra=extra, known=bench.known,
             shuffle=shuffle,
         )  # fmt: skip
         value = _aside(bench, aside, spent)
@@ -131,10 +134,28 @@ def _searched(
     return dict(best["options"]), trials, used
 
 
+def affordable(bench: Bench, records: Sequence[Record], tokens: int) -> list[Record]:
+    """The first records that can be measured, by policy and reference, for so many tokens."""
+    out: list[Record] = []
+    for record in records:
+        prompt = getattr(record, "prompt", "")
+        context = bench.trained.encode(prompt, None).cost
+        answers = [len(bench.trained.encode(prompt, a).steps) for a in answers_of(record)]
+        tokens -= (
+            2 * (len(answers) * context + sum(answers))
+            if answers
+            else (context + bench.setup.max_new_tokens)
+        )
+        if out and tokens < 0:
+            break
+        out.append(record)
+    return out
+
+
 def _aside(bench: Bench, records: Sequence[Record], spent: Tokens) -> float:
     """What a trial is chosen by: ranking of pairs put aside, else the judge's mean score."""
     policy = Counted(bench.trained, spent)
-    pairs = [r for r in records if isinstance(r, Pair)]
+    pairs = held(records, Pair)
     if pairs:
         reference = Counted(bench.base(), spent, "reference")
         return float(ranking(policy, reference, pairs).wins("implicit").mean())

@@ -94,14 +94,16 @@ class Job:
     def key(self) -> str:
         """The hash of everything that the cell's figures depend on."""
         whole = self.setup.to_json()
-        for name in ("rows", "seeds", "primary"):
+        # Files are known by their fingerprints: they may lie elsewhere on another machine.
+        for name in ("rows", "seeds", "primary", "model", "data", "eval_data", "judge"):
             del whole[name]
         if self.row.kind == "base":
-            for name in ("budget", "search", "data"):
+            for name in ("budget", "search"):
                 del whole[name]
         else:
             del whole["best_of"]
-        row = {"kind": self.row.kind, "method": self.row.method, "hyper": dict(self.row.hyper)}
+        method = self.row.method.replace("\\", "/").rpartition("/")[2]
+        row = {"kind": self.row.kind, "method": method, "hyper": dict(self.row.hyper)}
         parts = {
             "setup": whole,
             "row": row,
@@ -265,9 +267,10 @@ def judge_fingerprint(judge: str | None) -> str:
     """
     if judge is None:
         return ""
-    file = Path(judge.rpartition(":")[0])
+    place, _, name = judge.rpartition(":")
+    file = Path(place).expanduser()
     if file.suffix == ".py" and file.is_file():
-        return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        return f"{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}:{name}"
     folder = Path(judge).expanduser()
     if folder.is_dir():
         from polyalign.runs.plan import fingerprint
