@@ -15,7 +15,7 @@ import numpy as np
 
 from polyalign.metrics.calibration import brier, calibration_error, pair_probabilities, reliability
 from polyalign.metrics.comparison import holm
-from polyalign.metrics.intervals import proportion
+from polyalign.metrics.intervals import DRAWS, proportion
 from polyalign.metrics.length_control import length_controlled
 from polyalign.metrics.levels import (
     SeedVariance,
@@ -254,8 +254,14 @@ def _contestants(table: Table, kinds: Mapping[str, str]) -> list[str]:
 def _pairs(table: Table, noise: SeedVariance, kinds: Mapping[str, str]) -> list[dict[str, Any]]:
     """All trained rows against each other on the primary measure, corrected together."""
     out = []
-    for a, b in itertools.combinations(_contestants(table, kinds), 2):
-        test = crossed_difference(table.values[a], table.values[b], table.cluster, noise)
+    every = list(itertools.combinations(_contestants(table, kinds), 2))
+    # A p-value from draws is never below one in so many: among many pairs the smallest must be
+    # small enough to outlive Holm's correction.
+    draws = max(DRAWS, 20 * len(every))
+    for a, b in every:
+        test = crossed_difference(
+            table.values[a], table.values[b], table.cluster, noise, draws=draws
+        )
         out.append({"first": a, "second": b, **test.to_json()})
     for entry, p in zip(out, holm([entry["p"] for entry in out]), strict=True):
         entry["p_holm"] = p
