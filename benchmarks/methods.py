@@ -207,7 +207,8 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     """The section of RESULTS.md."""
     lines = [
         f"SmolLM2-135M-Instruct, adapters of rank 16, {UNITS} units of `multi_scores` (8 prompts "
-        f"with human-scored answers), {STEPS} steps of all units, lr {LR:g} (dro {SLOWER['dro']:g}), each method's own "
+        f"with human-scored answers), {STEPS} steps of all units, lr {LR:g} "
+        f"({', '.join(f'{id} {lr:g}' for id, lr in SLOWER.items())}), each method's own "
         f"defaults. Turned labels: half of the units turned round, then the ranking of "
         f"{HELD_OUT} held-out pairs by mean log-probability a token, change against the base with "
         "its 95 % interval. `yes` says that the statistic moved to the side that the method "
