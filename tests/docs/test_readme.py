@@ -50,6 +50,13 @@ def test_the_commands_that_align_a_model_run(here: Path) -> None:
     assert (here / "runs" / "dpo" / "report.html").is_file()
 
 
+def test_the_commands_that_help_to_choose_are_real(here: Path) -> None:
+    for command in fenced("bash")[1].splitlines():
+        program, name, *_ = shlex.split(command, comments=True)
+        assert program == "polyalign"
+        assert run(name, "--help").status == 0, command
+
+
 def test_the_lines_of_python_run(here: Path) -> None:
     (here / "lines.py").write_text(own(fenced("python")[0]))
     found = runpy.run_path("lines.py")
@@ -60,7 +67,7 @@ def test_the_example_of_a_method_is_complete_and_learns(here: Path) -> None:
     example = fenced("python")[1]
     assert len(example.splitlines()) <= 25
     (here / "mine.py").write_text(example)
-    command = fenced("bash")[1].splitlines()[0]
+    command = fenced("bash")[2].splitlines()[0]
     program, *argv = shlex.split(own(command))
     answer = run(*argv, "--lr", "1e-3", "--epochs", "4", "--quiet")
     assert answer.status == 0, answer

@@ -39,7 +39,7 @@ def test_a_taste_for_length_brings_methods_that_act_against_it(tmp_path):
     rows = [{"prompt": f"q{i}", "chosen": "long " * 9 + str(i), "rejected": f"no {i}"}
             for i in range(60)]  # fmt: skip
     found = recommend(write(tmp_path / "long.jsonl", rows))
-    assert any("length" in r for a in found["recommended"] for r in a["reasons"])
+    assert any("taste for longer" in r for a in found["recommended"] for r in a["reasons"])
     even = [r if i % 2 else {**r, "chosen": r["rejected"], "rejected": r["chosen"]}
             for i, r in enumerate(rows)]  # fmt: skip
     other = recommend(write(tmp_path / "even.jsonl", even))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from polyalign.cli.group import group
+from polyalign.cli.group import epilog, group
 from polyalign.cli.methods import Json
 from polyalign.cli.screen import emit, note, results_only, say, table
 
@@ -25,7 +25,7 @@ claims = group(
 Folder = Annotated[Path, typer.Option("--claims", help="Folder of declarations.")]
 
 
-@claims.command("list")
+@claims.command("list", epilog=epilog("polyalign claims list", "polyalign claims list --json"))
 def show(folder: Folder = Path("claims"), json: Json = False) -> None:
     """Every declared claim with its figure; stale ones were measured with other code."""
     from polyalign.studies.claims import declared, entry_of
@@ -37,7 +37,7 @@ def show(folder: Folder = Path("claims"), json: Json = False) -> None:
     _table(entries)
 
 
-@claims.command("run")
+@claims.command("run", epilog=epilog("polyalign claims run", "polyalign claims run simpo --again"))
 def run(
     names: Annotated[
         list[str] | None, typer.Argument(metavar="[METHOD…]", help="Methods or claims; all.")
@@ -64,7 +64,9 @@ def run(
     _table(entries)
 
 
-@claims.command("page")
+@claims.command(
+    "page", epilog=epilog("polyalign claims page", "polyalign claims page -o claims.md")
+)
 def page(
     output: Annotated[Path, typer.Option("--output", "-o")] = Path("docs/claims.md"),
     folder: Folder = Path("claims"),

@@ -88,6 +88,8 @@ def token_quantities(
     chunk = chunk or max(FEWEST, CHUNK // max(width, 1))
 
     def compute(part: Tensor, at: slice) -> Mapping[str, Tensor]:
+        if not want and not torch.is_grad_enabled() and wide.weight is not None:
+            return {"logp": _taken(wide(_wide(part)), targets[at])[0]}
         against = None
         if other is not None:
             with torch.no_grad():
@@ -129,6 +131,18 @@ def _slices(n: int, chunk: int) -> Iterator[slice]:
     return (slice(i, min(i + chunk, n)) for i in range(0, n, chunk))
 
 
+def _taken(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The log-probability [M] of ``targets``, with the operations of :func:`quantities`.
+
+    One buffer throughout: the logits [M, V] become exp(logits - largest), whose sum [M, 1] is the
+    second value. Policy and reference differ by nothing where their weights are the same.
+    """
+    largest = logits.max(-1, keepdim=True).values
+    chosen = logits.gather(-1, targets.unsqueeze(-1)) - largest
+    total = logits.sub_(largest).exp_().sum(-1, keepdim=True)
+    return (chosen - total.log()).squeeze(-1), total
+
+
 class _LogProbability(torch.autograd.Function):
     """log softmax(scale * h W^T)[target]; its gradient in h is scale * (W[target] - p W)."""
 
@@ -142,13 +156,8 @@ class _LogProbability(torch.autograd.Function):
             logits = F.linear(states[at].to(weight.dtype), weight)
             if scale != 1.0:
                 logits.mul_(scale)
-            target = targets[at]
-            # One buffer throughout: logits, then exp(logits - largest), then probabilities.
-            largest = logits.max(-1, keepdim=True).values
-            chosen = logits.gather(-1, target.unsqueeze(-1)) - largest
-            total = logits.sub_(largest).exp_().sum(-1, keepdim=True)
-            logp[at] = (chosen - total.log()).squeeze(-1)
-            slope[at] = weight[target] - logits.div_(total) @ weight
+            logp[at], total = _taken(logits, targets[at])
+            slope[at] = weight[targets[at]] - logits.div_(total) @ weight
         ctx.save_for_backward(slope if scale == 1.0 else slope * scale)
         ctx.dtype = states.dtype
         return logp

@@ -38,8 +38,13 @@ def quantities(
 
     ``reference`` [M, V] are the other law's logits, constant.
     """
+    largest = logits.max(-1, keepdim=True).values.detach()
+    total = (logits - largest).exp().sum(-1, keepdim=True)
+    chosen = logits.gather(-1, targets.unsqueeze(-1)) - largest
+    out = {"logp": (chosen - total.log()).squeeze(-1)}
+    if not want:
+        return out
     law = torch.log_softmax(logits, -1)
-    out = {"logp": law.gather(-1, targets.unsqueeze(-1)).squeeze(-1)}
     if "entropy" in want:
         out["entropy"] = -(law.exp() * law).sum(-1)
     if "log_collision" in want:
