@@ -168,7 +168,8 @@ def still(history: Sequence[Row]) -> Advice | None:
         return None
     losses = series(history, "loss")
     reward = series(history, "reward")
-    moving = [s for s in (losses, reward) if len(s) >= 20]
+    # Losses of different batches differ by more than twenty steps of learning change them.
+    moving = [s for s in (losses, reward) if len(s) >= 40]
     if moving and not any(_moved(s, -1) or _moved(s, +1) for s in moving):
         return Advice(
             "no-learning",
