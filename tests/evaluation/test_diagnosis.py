@@ -132,6 +132,14 @@ def test_accuracy_at_a_coins_after_an_epoch_is_no_learning():
     assert "a coin also reaches" in advice.text
 
 
+def test_few_pairs_that_cannot_tell_learning_from_a_coin_say_nothing():
+    few = history(noise=0.02, **healthy)[:20]
+    for i, row in enumerate(few):
+        row["rewards/accuracies"] = (0.375, 0.5, 0.625, 0.875)[i % 4]
+        row["epoch"] = (i + 1) / 20
+    assert "no-learning" not in codes(few)
+
+
 def test_accuracy_at_a_coins_is_forgiven_at_the_start():
     curves = healthy | {"rewards__accuracies": lambda t: 0.5}
     assert codes(history(noise=0.1, **curves)[:25]) == []

@@ -157,7 +157,8 @@ def still(history: Sequence[Row]) -> Advice | None:
     if len(accuracy) >= 20:
         late = accuracy[-len(accuracy) // 3 :]
         middle, half = fmean(late), 2 * _error(late)
-        if middle - half <= 0.5:
+        # An interval that also reaches far above a coin says that little is known, not that.
+        if middle - half <= 0.5 and middle + half < 0.65:
             return Advice(
                 "no-learning",
                 "Nothing learned yet: the model prefers the preferred answer in "

@@ -155,7 +155,9 @@ def story(run: RunData) -> list[str]:
     data = ", ".join("/".join(PurePath(str(d)).parts[-2:]) for d in config.get("data") or [])
     first = f"{run.model} was trained with {run.method}"
     if run.title:
-        first += f" ({run.title[0].lower() + run.title[1:].rstrip('.')})"
+        # "DPO on …" keeps its capitals, "Logistic loss …" does not.
+        small = run.title[:1].lower() if run.title[1:2].islower() else run.title[:1]
+        first += f" ({small + run.title[1:].rstrip('.')})"
     if plan.get("records"):
         first += f" on {words.count(int(plan['records']), 'example')}"
     first += f" from {data}." if data else "."
