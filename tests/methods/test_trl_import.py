@@ -85,8 +85,8 @@ def test_kto_pair_is_gone_and_the_mend_names_kto():
 
 
 def test_a_loss_without_a_counterpart_is_refused():
-    with pytest.raises(OptionError, match="loss_type=exo_pair of TRL's dpo is a method of its own"):
-        dpo(loss_type="exo_pair")
+    with pytest.raises(OptionError, match="loss_type=bco_pair of TRL's dpo is a method of its own"):
+        dpo(loss_type="bco_pair")
 
 
 def test_a_misspelt_loss_names_the_nearest():

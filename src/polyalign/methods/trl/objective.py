@@ -15,19 +15,22 @@ _BY_STEP = (
 _TEMPERATURE = "log-probabilities are at temperature 1; TRL divides the logits by the temperature."
 
 _OTHER_LOSSES = {
-    "exo_pair": "exo",
-    "nca_pair": "nca",
     "bco_pair": "bco",
     "bco": "bco",
     "sppo_hard": "sppo",
-    "apo_zero": "apo-zero",
-    "apo_zero_unpaired": "apo-zero",
-    "apo_down": "apo-down",
-    "discopop": "discopop",
-    "sigmoid_norm": "sigmoid-norm",
     "alphapo": "alphapo",
 }
-"""Losses that are methods of their own, with their ids."""
+"""Losses that differ from the methods of their names, with these methods' ids."""
+
+_OWN_METHODS = {
+    "apo_zero": ("apo-zero", "beta", None),
+    "apo_down": ("apo-down", "beta", None),
+    "sigmoid_norm": ("sigmoid-norm", "beta", None),
+    "discopop": ("discopop", "beta", None),
+    "exo_pair": ("exo", "beta_pi", "pref"),
+    "nca_pair": ("nca", "beta", "pair"),
+}
+"""TRL's dpo losses that are methods of their own here: id, what beta is called, the form."""
 
 
 def objective(t: Translation) -> str:
@@ -139,6 +142,18 @@ def _preference(t: Translation) -> str:
         )
         t.hyper["reduction"] = "token"
         t.unused("beta", "imitation has no temperature.")
+    elif loss in _OWN_METHODS:
+        method, name, form = _OWN_METHODS[loss]
+        if form is None:
+            t.note("loss_type", f"method={method}")
+        else:
+            t.parameter("loss_type", "form", form)
+        t.parameter("beta", name, beta)
+        if loss == "exo_pair":
+            # TRL's loss is undefined at 0, where it takes this value.
+            t.parameter("label_smoothing", "eps", smoothing or 1e-3)
+        if loss == "discopop":
+            t.parameter("discopop_tau", "tau", t.number("discopop_tau", 0.05))
     else:
         raise _refuse(t, loss)
     if not _noted(t, "label_smoothing"):
@@ -163,15 +178,18 @@ def _noted(t: Translation, flag: str) -> bool:
 
 def _prospect(t: Translation) -> str:
     loss = loss_of(t, "kto")
-    if loss != "kto":
+    if loss not in ("kto", "apo_zero_unpaired"):
         raise _refuse(t, loss)
     _reference(t)
-    t.note(
-        "loss_type",
-        "method=kto",
-        "the reference point is the mean over the whole optimizer step and the mismatched answer "
-        "is fixed for each example; TRL takes both from the micro-batch.",
-    )
+    if loss == "kto":
+        t.note(
+            "loss_type",
+            "method=kto",
+            "the reference point is the mean over the whole optimizer step and the mismatched "
+            "answer is fixed for each example; TRL takes both from the micro-batch.",
+        )
+    else:
+        t.parameter("loss_type", "zero_point", "none")
     t.parameter("beta", "beta", t.number("beta", 0.1))
     t.parameter("desirable_weight", "lam_D", t.number("desirable_weight", 1.0))
     t.parameter("undesirable_weight", "lam_U", t.number("undesirable_weight", 1.0))
