@@ -287,3 +287,14 @@ def test_a_folder_that_is_no_run_is_said_so(tmp_path):
     with pytest.raises(RunError, match="not a run folder"):
         open_run(tmp_path)
     assert not RunFolder(tmp_path).started
+
+
+@pytest.mark.parametrize(("method", "column"), [("mmpo", "score_chosen"), ("osp", "strength")])
+def test_a_dry_run_refuses_pairs_without_a_number_that_the_method_reads(
+    method, column, tiny_llama, tmp_path
+):
+    from polyalign.api import plan
+
+    data = write_pairs(tmp_path / "pairs.jsonl", 4)
+    with pytest.raises(DataError, match=f"no number in a column '{column}'"):
+        plan(method, model=str(tiny_llama), data=str(data))

@@ -14,7 +14,7 @@ from polyalign.errors import DataError, OptionError, PolyalignWarning
 from polyalign.feedback.records import Binary, Pair, Prompt, Record, Scored, kind_name
 from polyalign.feedback.table import FeedbackSet
 from polyalign.feedback.turns import EveryTurn
-from polyalign.feedback.units import Members, fault, slots
+from polyalign.feedback.units import Members, fault, fields_of, slots
 from polyalign.protocols import Policy
 from polyalign.recipe import Declaration, Method
 from polyalign.runs.config import TrainConfig
@@ -134,7 +134,7 @@ def survey(
     unfit: str | None = None
     labels: set[bool] = set()
     for index, record in enumerate(records):
-        reason = fault(record, needs)
+        reason = fault(record, needs) or _lacking(record, needs, method)
         unfit = reason or unfit
         lengths, contexts, short = [], {}, False
         for role, context, completion in _rows(record, wanted):
@@ -183,6 +183,17 @@ def survey(
     dropped = len(records) - len(kept)
     done = Survey(len(kept), tokens, context_tokens, longest, truncated, dropped, largest)
     return kept, done
+
+
+def _lacking(record: Record, needs: Needs, method: Method) -> str | None:
+    """What is said of an example without a number that its file has to bring; data steps and
+    credit make numbers themselves.
+    """
+    streams = [source for stage in method.stages for source in stage.streams.values()]
+    if any(source.steps or source.kind != "records" for source in streams):
+        return None
+    missing = sorted(needs.fields - set(fields_of(record)))
+    return f"it has no number in a column '{missing[0]}'" if missing else None
 
 
 def chosen(records: Sequence[Record], indices: Sequence[int]) -> Sequence[Record]:
