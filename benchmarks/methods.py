@@ -4,11 +4,11 @@
     python -m benchmarks.methods --only dpo kto
     python -m benchmarks.methods --table          (write the table of what is measured)
 
-A method is trained for 30 steps on the same 8 units, short human-scored answers of
-`multi_scores`, once with their labels and once with half of them turned round; model and reference
-are loaded once, and the adapter begins anew for each run. Measured: the loss and the method's own
+A method is trained for 30 steps on the same 8 units, the shortest human-scored answers of
+`multi_scores`, and for 10 steps with half of their labels turned round; model and reference are
+loaded once, and the adapter begins anew for each run. Measured: the loss and the method's own
 statistic (margin, accuracy, likelihood) at the first and at the last step, and for the turned
-labels the held-out ranking of 80 other pairs before and after, by mean log-probability a token.
+labels the held-out ranking of 60 other pairs before and after, by mean log-probability a token.
 Results are appended to a file, so the command continues where it was stopped.
 """
 
@@ -27,7 +27,8 @@ from typing import Any
 from benchmarks.results import write_section
 
 STORED = Path(__file__).parent / "methods.jsonl"
-UNITS, STEPS, HELD_OUT, LR = 8, 30, 80, 5e-4
+UNITS, STEPS, TURNED_STEPS, HELD_OUT, LR = 8, 30, 10, 60, 5e-4
+SYSTEM = {"role": "system", "content": "Answer in one sentence."}
 SLOWER = {"dro": 2e-5}
 """Learning rates of methods that diverge at LR (dro regresses scores: its docstring says so)."""
 STATISTICS = (
@@ -53,7 +54,18 @@ def examples(folder: Path, file: str) -> Iterator[dict[str, Any]]:
             best = sorted(seen.items(), key=lambda item: -sum(item[1].values()))
             total = [sum(scores.values()) for _, scores in best]
             if len(best) >= 2 and total[0] > total[-1]:
-                yield {"id": row["id"], "prompt": row["prompt"], "answers": best}
+                prompt = [SYSTEM, {"role": "user", "content": row["prompt"]}]
+                yield {"id": row["id"], "prompt": prompt, "answers": best}
+
+
+def shortest(folder: Path, file: str, n: int, sizes: frozenset[int]) -> list[dict[str, Any]]:
+    """The ``n`` examples with the fewest characters among those with so many answers."""
+    found = [row for row in examples(folder, file) if len(row["answers"]) in sizes]
+
+    def length(row: dict[str, Any]) -> int:
+        return len(row["prompt"][1]["content"]) + sum(len(answer) for answer, _ in row["answers"])
+
+    return sorted(found, key=length)[:n]
 
 
 def pair_rows(found: Sequence[dict[str, Any]], turned: frozenset[int]) -> list[dict[str, Any]]:
@@ -133,8 +145,8 @@ def units(kind: str, found: Sequence[dict[str, Any]], turned: frozenset[int]) ->
     return list(pairs if kind == "pairs" else convert(pairs, kind))
 
 
-def trained(declaration: Any, policy: Any, records: list[Any]) -> list[dict[str, Any]]:
-    """The rows of 30 steps from where the policy is."""
+def trained(declaration: Any, policy: Any, records: list[Any], steps: int) -> list[dict[str, Any]]:
+    """The rows of so many steps from where the policy is."""
     from polyalign.loops.run import run
     from polyalign.loops.session import Quiet, Session, Settings
     from polyalign.protocols import Sampling
@@ -142,8 +154,8 @@ def trained(declaration: Any, policy: Any, records: list[Any]) -> list[dict[str,
     hooks = Quiet()
     settings = Settings(
         batch=len(records),
-        epochs=STEPS,
-        max_steps=STEPS,
+        epochs=steps,
+        max_steps=steps,
         lr=SLOWER.get(declaration.id, LR),
         budget=4096,
         warmup=0.1,
@@ -165,12 +177,12 @@ def measure(id: str, policy: Any, start: dict[str, Any], data: dict[str, Any]) -
     began, declaration = time.process_time(), get(id)
     kind = kind_name(declaration().stages[0] and declaration.feedback)
     policy.load(start)
-    rows = trained(declaration, policy, units(kind, data["train"], frozenset()))
+    rows = trained(declaration, policy, units(kind, data["train"], frozenset()), STEPS)
     first, last = rows[0], rows[-1]
     name, side = next(((n, s) for n, s in STATISTICS if n in last), ("loss", -1))
     policy.load(start)
     coin = frozenset(random.Random(0).sample(range(UNITS), UNITS // 2))
-    trained(declaration, policy, units(kind, data["train"], coin))
+    trained(declaration, policy, units(kind, data["train"], coin), TURNED_STEPS)
     after = ranking(policy, None, data["held_out"])
     gain = accuracy_gain(after, data["before"])
     return {
@@ -206,11 +218,11 @@ def stored() -> dict[str, dict[str, Any]]:
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """The section of RESULTS.md."""
     lines = [
-        f"SmolLM2-135M-Instruct, adapters of rank 16, {UNITS} units of `multi_scores` (8 prompts "
-        f"with human-scored answers), {STEPS} steps of all units, lr {LR:g} "
+        f"SmolLM2-135M-Instruct, adapters of rank 16, the {UNITS} shortest units of `multi_scores` "
+        f"(prompts with three human-scored answers), {STEPS} steps of all units, lr {LR:g} "
         f"({', '.join(f'{id} {lr:g}' for id, lr in SLOWER.items())}), each method's own "
-        f"defaults. Turned labels: half of the units turned round, then the ranking of "
-        f"{HELD_OUT} held-out pairs by mean log-probability a token, change against the base with "
+        f"defaults. Turned labels: half of the units turned round, "
+        f"{TURNED_STEPS} steps, then the ranking of {HELD_OUT} held-out pairs by mean log-probability a token, change against the base with "
         "its 95 % interval. `yes` says that the statistic moved to the side that the method "
         "promises and that the interval for turned labels does not lie above 0. "
         "Command: `python -m benchmarks.methods`.",
@@ -257,9 +269,9 @@ def run(args: argparse.Namespace, ids: Sequence[str]) -> None:
 
     policy = LanguagePolicy.from_pretrained(args.model, lora=LoraSpec(), max_length=256)
     start = {name: value.clone() for name, value in policy.tensors().items()}
-    # Lists of at least three answers, so that every method has what it compares.
-    train = [row for row in examples(args.data, "train") if len(row["answers"]) >= 3][:UNITS]
-    others = pair_rows(list(examples(args.data, "test"))[:HELD_OUT], frozenset())
+    # Lists of three answers, so that every method has what it compares.
+    train = shortest(args.data, "train", UNITS, frozenset({3}))
+    others = pair_rows(shortest(args.data, "test", HELD_OUT, frozenset({2})), frozenset())
     held_out = list(pa.read([{k: r[k] for k in ("prompt", "chosen", "rejected")} for r in others]))
     data = {"train": train, "held_out": held_out, "before": ranking(policy, None, held_out)}
     for id in ids:
