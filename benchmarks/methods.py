@@ -54,8 +54,7 @@ def examples(folder: Path, file: str) -> Iterator[dict[str, Any]]:
             best = sorted(seen.items(), key=lambda item: -sum(item[1].values()))
             total = [sum(scores.values()) for _, scores in best]
             if len(best) >= 2 and total[0] > total[-1]:
-                prompt = [SYSTEM, {"role": "user", "content": row["prompt"]}]
-                yield {"id": row["id"], "prompt": prompt, "answers": best}
+                yield {"id": row["id"], "prompt": [SYSTEM, *row["prompt"]], "answers": best}
 
 
 def shortest(folder: Path, file: str, n: int, sizes: frozenset[int]) -> list[dict[str, Any]]:
@@ -222,9 +221,10 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         f"(prompts with three human-scored answers), {STEPS} steps of all units, lr {LR:g} "
         f"({', '.join(f'{id} {lr:g}' for id, lr in SLOWER.items())}), each method's own "
         f"defaults. Turned labels: half of the units turned round, "
-        f"{TURNED_STEPS} steps, then the ranking of {HELD_OUT} held-out pairs by mean log-probability a token, change against the base with "
-        "its 95 % interval. `yes` says that the statistic moved to the side that the method "
-        "promises and that the interval for turned labels does not lie above 0. "
+        f"{TURNED_STEPS} steps, then the ranking of {HELD_OUT} held-out pairs by mean "
+        "log-probability a token, change against the base with its 95 % interval. `yes` says that "
+        "the statistic moved to the side that the method promises and that the interval for "
+        "turned labels does not lie above 0. "
         "Command: `python -m benchmarks.methods`.",
         "",
         "| method | learns from | loss, first -> last | its statistic, first -> last | learns | "
