@@ -22,7 +22,6 @@ from polyalign.judges.load import load_judge
 from polyalign.loops import epochs, rounds
 from polyalign.loops.run import run as run_loops
 from polyalign.loops.session import Session, Settings
-from polyalign.policies.language.adapters import LoraSpec
 from polyalign.policies.language.cache import TokenCache
 from polyalign.policies.language.models import resolve
 from polyalign.policies.language.policy import LanguagePolicy
@@ -43,10 +42,7 @@ from polyalign.runs.prepare import (
     slots_of,
     survey,
 )
-
-LORA_ABOVE = 100_000_000
-"""Models with more parameters than this are trained with adapters unless ``full`` is said."""
-
+from polyalign.runs.start import parameters, start_policy
 
 CACHED_FROM = 2000
 """Examples from which their tokens are kept on disk, in the user's cache, and mapped from there."""
@@ -95,8 +91,8 @@ def prepare(
                 folder / "rejects.jsonl",
                 {"file": str(row.file), "row": row.row, "field": row.field, "reason": row.reason},
             )
-    policy = _policy(config)
-    watcher.note(f"Model {config.model}: {_parameters(policy) / 1e6:.0f} million parameters.")
+    policy = start_policy(config)
+    watcher.note(f"Model {config.model}: {parameters(policy) / 1e6:.0f} million parameters.")
     reject = Rejected(rejecter(folder / "rejects.jsonl") if writes else None)
     kept, measured = survey(records, policy, method, reject, watcher.progress)
     if len(kept) < len(records):
@@ -122,7 +118,7 @@ def prepare(
     if len(records) >= CACHED_FROM:
         policy.tokens = TokenCache.open(policy.template, data, lambda: slots_of(records, method))
     facts = Facts(
-        parameters=_parameters(policy),
+        parameters=parameters(policy),
         trainable=sum(p.numel() for p in policy.trainable().values()),
         hidden=int(getattr(policy.model.config, "hidden_size", 512)),
         layers=int(getattr(policy.model.config, "num_hidden_layers", 12)),
@@ -156,46 +152,6 @@ def _own_judge(records: Sequence[Record]) -> Judge | None:
     if len(records) and "spec" in records[0].meta:
         return load_judge("verifier")
     return None
-
-
-def _policy(config: TrainConfig) -> LanguagePolicy:
-    try:
-        torch.device(config.device or "cpu")
-    except RuntimeError:
-        raise OptionError(
-            f"There is no device '{config.device}'.",
-            "Use cpu, cuda, cuda:1 or mps; see: polyalign doctor",
-        ) from None
-    folder = resolve(config.model, trust_remote_code=config.trust_remote_code)
-    adapted = (folder / "adapter_config.json").exists()
-    size = sum(path.stat().st_size for path in folder.glob("*.safetensors")) // 4
-    full = config.full if config.full is not None else not adapted and size <= LORA_ABOVE
-    lora = None
-    if not full and not adapted:
-        named = config.lora.targets
-        targets = named if isinstance(named, str) else tuple(named)
-        lora = LoraSpec(config.lora.r, config.lora.alpha, targets)
-    if full and adapted:
-        raise ModelError(
-            f"{config.model} is an adapter, so not all weights can be trained.",
-            "Merge it first: polyalign model merge, or leave full out.",
-        )
-    return LanguagePolicy.from_pretrained(
-        folder,
-        lora=lora,
-        dtype=config.dtype,
-        device=config.device,
-        max_length=config.max_length,
-        max_prompt_length=config.max_prompt_length,
-        assistant=config.assistant,
-        seed=config.seed,
-        trust_remote_code=config.trust_remote_code,
-    )
-
-
-def _parameters(policy: LanguagePolicy) -> int:
-    """Parameters of the model itself, adapters not counted."""
-    return sum(p.numel() for name, p in policy.model.named_parameters() if "lora_" not in name)
 
 
 def train(

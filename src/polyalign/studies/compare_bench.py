@@ -37,9 +37,9 @@ from polyalign.judges.load import load_judge
 from polyalign.methods import get
 from polyalign.policies.language.policy import LanguagePolicy
 from polyalign.protocols import Judge, Policy, Sampling, Verdict
-from polyalign.runs import training
 from polyalign.runs.config import TrainConfig, configure
 from polyalign.runs.prepare import data_fingerprint
+from polyalign.runs.start import start_policy
 from polyalign.studies.compare_setup import Row, Setup
 from polyalign.types import Rows
 
@@ -198,7 +198,7 @@ class Bench:
         """
         first = self.setup.seeds[0]
         if self._policy is None:
-            self._policy = training._policy(self.config(row, first))
+            self._policy = start_policy(self.config(row, first))
             self._starts[first] = _copied(self._policy.tensors())
         if seed not in self._starts:
             self._starts[seed] = _reseeded(self._starts[first], seed)

@@ -15,11 +15,11 @@ from polyalign.loops.run import run as run_loops
 from polyalign.loops.session import Quiet, Session, Settings
 from polyalign.methods import get
 from polyalign.policies.counted import Counted, CountedJudge, Known, Tokens
-from polyalign.policies.language.policy import LanguagePolicy
 from polyalign.protocols import Judge, Policy
 from polyalign.recipe import Declaration, Method, Schedule
 from polyalign.runs.plan import Facts, settings_of
 from polyalign.runs.prepare import chosen, survey
+from polyalign.runs.start import parameters
 from polyalign.studies.compare_bench import Bench, ShuffledJudge
 from polyalign.studies.compare_setup import Row
 
@@ -97,7 +97,7 @@ def train(
     kept, measured = survey(records, policy, method, lambda *_: None, bench.progress)
     records = chosen(records, kept) if len(kept) < len(records) else records
     facts = Facts(
-        parameters=training_parameters(policy),
+        parameters=parameters(policy),
         trainable=sum(p.numel() for p in policy.trainable().values()),
         hidden=int(getattr(policy.model.config, "hidden_size", 512)),
         layers=int(getattr(policy.model.config, "num_hidden_layers", 12)),
@@ -169,11 +169,6 @@ def at_budget(
             break
         epochs *= min(share, 0.98)
     return Trained(meter.spent, len(meter.rows), planned, meter.rows, run)
-
-
-def training_parameters(policy: LanguagePolicy) -> int:
-    """Parameters of the model itself, adapters not counted."""
-    return sum(p.numel() for n, p in policy.model.named_parameters() if "lora_" not in n)
 
 
 def maker(declaration: Declaration, hyper: Mapping[str, Any]) -> Any:
