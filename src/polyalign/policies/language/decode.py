@@ -158,7 +158,8 @@ class Rows(Cache):
         """Keep the new keys and values [R, H, 1, D] of a layer; its attention finds them here."""
         for kept, new in ((self.keys, key_states), (self.values, value_states)):
             if layer_idx not in kept:
-                kept[layer_idx] = new.new_empty(self.room, new.shape[1], self.steps, new.shape[3])
+                # Zeros: what lies behind a row's steps weighs nothing, but 0 times NaN is NaN.
+                kept[layer_idx] = new.new_zeros(self.room, new.shape[1], self.steps, new.shape[3])
             if self.even:
                 kept[layer_idx][: len(new), :, self.longest - 1] = new[:, :, 0]
             else:
@@ -291,7 +292,7 @@ def place_bytes(trunk: Trunk, longest: int) -> int:
 @torch.no_grad()
 def _check(trunk: Trunk) -> int:
     name = type(trunk.model).__name__
-    dtype = trunk.autocast or trunk.model.dtype
+    dtype = trunk.dtype
     tolerance = 1e-4 if dtype in (torch.float32, torch.float64) else 0.15
     made = torch.Generator().manual_seed(0)
     ids = torch.randint(0, trunk.config.vocab_size, (15,), generator=made).tolist()

@@ -19,14 +19,30 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-Weights = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
+from polyalign.policies.language.quantised import Packed, QuantisedLinear
+
+Weights = tuple[Tensor | Packed, Tensor | None, Tensor | None, Tensor | None]
 """Weight [O, I] and bias [O] of a linear layer, A [R, I] and B [O, R] of its adapter."""
+
+
+def _wide_weight(weight: Any, like: Tensor) -> Any:
+    return weight.wide(like.dtype) if isinstance(weight, Packed) else weight
+
+
+def _save(ctx: Any, *values: Any) -> None:
+    """Keep tensors for the backward pass; packed weights stay packed."""
+    ctx.packed = {i: value for i, value in enumerate(values) if isinstance(value, Packed)}
+    ctx.save_for_backward(*(None if i in ctx.packed else x for i, x in enumerate(values)))
+
+
+def _saved(ctx: Any) -> list[Any]:
+    return [ctx.packed.get(i, value) for i, value in enumerate(ctx.saved_tensors)]
 
 
 def _forward(x: Tensor, weights: Sequence[Any], scale: float) -> tuple[Tensor, Tensor | None]:
     """``x W^T + b + scale (x A^T) B^T`` of x [M, I], and x A^T."""
     weight, bias, a, b = weights
-    out = F.linear(x, weight, bias)
+    out = F.linear(x, _wide_weight(weight, x), bias)
     if a is None:
         return out, None
     inside = x @ a.to(x.dtype).t()
@@ -62,6 +78,7 @@ def _backward(
             found[3] = (inside.t() @ up).mul_(scale).t().contiguous().to(b.dtype)
     if below is False:
         return None, found
+    weight = _wide_weight(weight, up)
     of_x = below.addmm_(up, weight) if isinstance(below, Tensor) else up @ weight
     return (of_x if through is None else of_x.addmm_(through, a.to(up.dtype))), found
 
@@ -73,14 +90,14 @@ class _Adapted(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scale: float, *weights: Any) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         out, inside = _forward(flat, weights, scale)
-        ctx.save_for_backward(flat, inside, *weights)
+        _save(ctx, flat, inside, *weights)
         ctx.scale, ctx.shape = scale, x.shape
         return out.unflatten(0, x.shape[:-1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
-        x, inside, *weights = ctx.saved_tensors
+        x, inside, *weights = _saved(ctx)
         up = grads[0].reshape(-1, grads[0].shape[-1])
         below, _, *wanted = ctx.needs_input_grad
         of_x, found = _backward(up, x, inside, weights, ctx.scale, wanted, below)
@@ -96,14 +113,14 @@ class _Gated(torch.autograd.Function):
         gate, first = _forward(flat, weights[:4], scales[0])
         up, second = _forward(flat, weights[4:8], scales[1])
         out, third = _forward(F.silu(gate).mul_(up), weights[8:], scales[2])
-        ctx.save_for_backward(flat, gate, up, first, second, third, *weights)
+        _save(ctx, flat, gate, up, first, second, third, *weights)
         ctx.scales, ctx.shape = scales, x.shape
         return out.unflatten(0, x.shape[:-1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
-        x, gate, up, first, second, third, *weights = ctx.saved_tensors
+        x, gate, up, first, second, third, *weights = _saved(ctx)
         below, _, *wanted = ctx.needs_input_grad
         of_out = grads[0].reshape(-1, grads[0].shape[-1])
         open_gate = F.silu(gate)
@@ -232,8 +249,13 @@ def _weights(layer: Any, x: Tensor) -> tuple[Weights, float] | None:
     if _hooked(layer) or _hooked(base):
         return None
     transposed = type(base).__name__ == "Conv1D"
-    known = type(base) is nn.Linear or transposed
-    if not known or base.weight.dtype != x.dtype or torch.is_autocast_enabled(x.device.type):
+    packed = type(base) is QuantisedLinear
+    known = type(base) is nn.Linear or transposed or packed
+    if not known or torch.is_autocast_enabled(x.device.type):
+        return None
+    if packed:
+        return (base.packed, base.bias, a, b), scale
+    if base.weight.dtype != x.dtype:
         return None
     weight = base.weight.t() if transposed else base.weight
     return (weight, base.bias, a, b), scale

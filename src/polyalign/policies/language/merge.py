@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from polyalign.errors import ModelError, NumericsError
-from polyalign.policies.language import folders, models
+from polyalign.policies.language import folders, models, quantised
 from polyalign.policies.language.policy import LanguagePolicy
 from polyalign.types import Rows
 
@@ -28,7 +28,8 @@ def merge(adapter: str | Path, out: str | Path, *, dtype: str = "auto") -> float
     """Write the base with the adapter folded in to ``out``; return the largest difference.
 
     The difference is that of token log-probabilities between base with adapter and the written
-    model, loaded again. ``dtype`` "auto" writes the base's own; folding is in float32.
+    model, loaded again. ``dtype`` "auto" writes the base's own; folding is in float32. A base that
+    was quantised in training is folded with the numbers that its packed weights stand for.
 
     Raises :class:`ModelError` when ``adapter`` is none or ``out`` is taken, and
     :class:`NumericsError` when the merged model says something else.
@@ -39,7 +40,13 @@ def merge(adapter: str | Path, out: str | Path, *, dtype: str = "auto") -> float
     if out.exists() and any(out.iterdir()):
         raise ModelError(f"The folder {out} is not empty.", "Choose another output folder.")
     policy = LanguagePolicy.from_pretrained(folder, dtype="float32", device="cpu", frozen=True)
+    if quantised.foreign(policy.model):
+        raise ModelError(
+            f"The base of {adapter} is quantised by a library that does not give its weights back.",
+            "Use the adapter beside its base as it is.",
+        )
     before = _probe(policy)
+    quantised.widen(policy.peft)
     merged: Any = policy.peft.merge_and_unload()
     written = _stored(folders.adapter_base(folder)) if dtype == "auto" else getattr(torch, dtype)
     LanguagePolicy(merged, policy.tokenizer, live=False).save(out, written)

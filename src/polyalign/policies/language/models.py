@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from polyalign.errors import ModelError, nearest
-from polyalign.policies.language import gguf, hub
+from polyalign.policies.language import gguf, hub, quantised
 from polyalign.policies.language.bring import KNOWN, Known, bring
 from polyalign.policies.language.folders import (
     ModelFolder,
@@ -104,13 +104,15 @@ def load_model(
     dtype: Any = "float32",
     device: str = "cpu",
     attn: str | None = None,
+    quantize: quantised.Bits | None = None,
     trust_remote_code: bool = False,
 ) -> Any:
     """Load a causal language model, or a base model with its `peft` adapter, in evaluation mode.
 
     ``dtype`` is a torch dtype, its name, or "auto" for that of the file; ``attn`` is an
-    attention implementation of `transformers` ("eager", "sdpa", …). Raises ModelError when the
-    folder does not fit, or leaves any weight without a value.
+    attention implementation of `transformers` ("eager", "sdpa", …). ``quantize`` packs the linear
+    layers (but the output head) into 4 or 8 bits; an adapter's base is as the adapter was trained.
+    Raises ModelError when the folder does not fit, or leaves any weight without a value.
     """
     import torch
 
@@ -119,11 +121,26 @@ def load_model(
         dtype = _dtype(dtype, torch)
     if is_adapter(folder):
         model = load_model(
-            adapter_base(folder), dtype=dtype, attn=attn, trust_remote_code=trust_remote_code
+            adapter_base(folder),
+            dtype=dtype,
+            device=device,
+            attn=attn,
+            quantize=quantize or quantised.noted(folder),
+            trust_remote_code=trust_remote_code,
         )
         model = _with_adapter(model, folder)
     else:
-        model = _whole_model(folder, dtype, attn, trust_remote_code)
+        options: dict[str, Any] = {} if attn is None else {"attn_implementation": attn}
+        method = quantised.method_of(folder)
+        if quantize is not None:
+            quantised.check(folder, quantize, str(dtype).removeprefix("torch."))
+            options |= quantised.options(quantize, dtype, device)
+        elif method is not None:
+            quantised.check(folder, None)
+            options["device_map"] = {"": device}
+        model = _whole_model(folder, dtype, options, trust_remote_code)
+        if quantize is not None or method == "bitsandbytes":
+            quantised.adopt(model)
     try:
         return model.to(device).eval()
     except (RuntimeError, AssertionError) as error:
@@ -175,10 +192,9 @@ def check_vocabulary(model: Any, tokenizer: Any) -> None:
         )
 
 
-def _whole_model(folder: Path, dtype: Any, attn: str | None, trust_remote_code: bool) -> Any:
+def _whole_model(folder: Path, dtype: Any, options: dict[str, Any], trust_remote_code: bool) -> Any:
     from transformers import AutoModelForCausalLM
 
-    options: dict[str, Any] = {} if attn is None else {"attn_implementation": attn}
     try:
         with gguf.quiet_transformers():
             model, info = AutoModelForCausalLM.from_pretrained(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from polyalign.errors import ModelError, NeedsError, OptionError, nearest
-from polyalign.policies.language import adapters
+from polyalign.policies.language import adapters, quantised
 from polyalign.policies.language.adapters import LoraSpec
 from polyalign.policies.language.cache import TokenCache
+from polyalign.policies.language.folders import NOTE
 from polyalign.policies.language.layout import Kind, lay, passes
 from polyalign.policies.language.logprobs import token_quantities
 from polyalign.policies.language.signals import AGAINST, LAW, ROW, two_laws
@@ -41,12 +43,15 @@ class LanguagePolicy:
         template: Template | None = None,
         trunk: Trunk | None = None,
         live: bool = True,
+        quantize: quantised.Bits | None = None,
         **limits: Any,
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.peft = peft
         self.live = live
+        self.quantize = quantize
+        """How the base was quantised when it was loaded, so that :meth:`save` can note it."""
         self._stop_words: Tensor | None = None
         self.tokens: TokenCache | None = None
         """Rows that were encoded before, where :meth:`encode` looks first."""
@@ -68,6 +73,7 @@ class LanguagePolicy:
         seed: int = 0,
         frozen: bool = False,
         attn: str | None = None,
+        quantize: quantised.Bits | None = None,
         trust_remote_code: bool = False,
     ) -> LanguagePolicy:
         """Load a model folder, cached name or hub id; an adapter folder goes on from its adapter.
@@ -75,7 +81,8 @@ class LanguagePolicy:
         ``lora`` adds a new adapter, initialised from ``seed``; without it all weights train, unless
         ``frozen``. ``dtype`` is that of the computation (default float32 on a CPU, bfloat16 on a
         GPU); whatever trains is held in float32. ``checkpointing`` computes each layer again in
-        the backward pass instead of keeping it.
+        the backward pass instead of keeping it. ``quantize`` holds the base in 4 or 8 bits, under
+        an adapter or frozen; the base of an adapter is as it was in training.
 
         Raises :class:`ModelError` when model, tokenizer, adapter and options do not fit.
         """
@@ -93,9 +100,17 @@ class LanguagePolicy:
                 "polyalign model merge",
             )
         whole = lora is None and not adapted and not frozen
+        quantize = quantize or quantised.noted(folder)
+        if whole and (quantize or quantised.method_of(folder)):
+            raise ModelError(
+                f"{path}: quantised weights cannot be trained, only adapters on them.",
+                "Leave full out (or quantize).",
+            )
         held = torch.promote_types(compute, torch.float32) if whole else compute
         base = str(folders.adapter_base(folder)) if adapted else str(path)
-        model = models.load_model(base, dtype=held, device=str(device), **options)
+        model = models.load_model(
+            base, dtype=held, device=str(device), quantize=quantize, **options
+        )
         tokenizer = models.load_tokenizer(folder, trust_remote_code=trust_remote_code)
         models.check_vocabulary(model, tokenizer)
         peft = None
@@ -114,6 +129,7 @@ class LanguagePolicy:
             peft=peft,
             trunk=trunk,
             live=not frozen,
+            quantize=quantize,
             max_length=max_length,
             max_prompt_length=max_prompt_length,
             assistant=assistant,
@@ -240,6 +256,7 @@ class LanguagePolicy:
             template=self.template,
             trunk=self.trunk.of(model),
             live=False,
+            quantize=self.quantize,
         )
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -283,9 +300,15 @@ class LanguagePolicy:
         """Write a folder that `transformers` (or `peft`, for an adapter) loads: safetensors only.
 
         ``dtype`` is that of the written weights (default: as held); tokenizer and chat template
-        are written along.
+        are written along, and how an adapter's base was quantised. Raises :class:`ModelError` for
+        a quantised model without an adapter.
         """
         folder = Path(folder)
+        if self.peft is None and quantised.told(self.model):
+            raise ModelError(
+                "A quantised model without an adapter has nothing of its own to save.",
+                "Copy the folder that it came from.",
+            )
         folder.mkdir(parents=True, exist_ok=True)
         model = self.model if self.peft is None else self.peft
         if dtype is not None:
@@ -293,6 +316,8 @@ class LanguagePolicy:
         model.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)  # peft's own, empty model card
         self.tokenizer.save_pretrained(folder)
+        if self.peft is not None and self.quantize is not None:
+            (folder / NOTE).write_text(json.dumps({"quantize": self.quantize}) + "\n")
         return folder
 
 

@@ -11,7 +11,7 @@ import contextlib
 import inspect
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ from polyalign.policies.language.logprobs import Head, token_quantities
 from polyalign.types import Row, Rows
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Trunk:
@@ -39,6 +41,8 @@ class Trunk:
         self._layout: Kind | None = None
         self._narrow: int | None = None
         self._told = False
+        self.shards: Any = None
+        """How the weights lie on several processes (:class:`sharded.Shards`), if they do."""
         fused.install(model)
 
     def of(self, model: Any) -> Trunk:
@@ -46,6 +50,17 @@ class Trunk:
         other = Trunk(model, self.autocast)
         other.splits, other._layout, other._narrow = self.splits, self._layout, self._narrow
         return other
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the model computes."""
+        gathered = None if self.shards is None else self.shards.dtype
+        found: torch.dtype = self.autocast or gathered or self.model.dtype
+        return found
+
+    def within(self, compute: Callable[[], T]) -> T:
+        """What ``compute`` gives with the model's weights at hand: sharded ones are gathered."""
+        return compute() if self.shards is None else self.shards.within(compute)
 
     @property
     def device(self) -> torch.device:
@@ -134,13 +149,13 @@ class Trunk:
         """A mask as attention reads it: bool for sdpa, added to the scores for eager."""
         if self.config._attn_implementation == "sdpa":
             return sees
-        dtype = self.autocast or self.model.dtype
+        dtype = self.dtype
         nothing = torch.zeros((), dtype=dtype, device=sees.device)
         return torch.where(sees, nothing, torch.finfo(dtype).min)
 
     def _check(self) -> Kind:
         rows = self._few()
-        dtype = self.autocast or self.model.dtype
+        dtype = self.dtype
         tolerance = 1e-4 if dtype in (torch.float32, torch.float64) else 0.15
         splits, self.splits = self.splits, False
         with fused.off(self.model):
@@ -189,7 +204,7 @@ class Trunk:
     def _logp(self, rows: Rows, kind: Kind) -> Tensor:
         laid = lay(rows, kind).to(self.device)
         targets = rows.steps.to(self.device).flatten()[laid.own]
-        logp = token_quantities(self.states(laid), self.head, targets)["logp"]
+        logp = self.within(lambda: token_quantities(self.states(laid), self.head, targets)["logp"])
         if laid.row is not None:
             self._narrow = self._unnamed(laid.row.windows)
         return logp[laid.own.argsort()]
@@ -244,6 +259,8 @@ def _head(model: Any) -> Head | None:
     """The head of a model, by its output embedding and the numbers that its configuration names."""
     output = model.get_output_embeddings()
     if not isinstance(output, nn.Linear) or model.base_model is model:
+        return None
+    if not output.weight.is_floating_point():  # quantised: only the layer itself can read it
         return None
     config = model.config.get_text_config()
     scale = 1.0
