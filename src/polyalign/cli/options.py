@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import typer
 
 from polyalign.errors import OptionError, nearest
-from polyalign.runs.config import Lora, TrainConfig
+from polyalign.runs.config import ELSEWHERE, Lora, TrainConfig
 
 PANELS = {
     "What": ("model", "data", "eval_data", "output", "columns", "limit", "rejects", "judge"),
@@ -20,8 +20,11 @@ PANELS = {
         *("optimizer", "betas", "weight_decay", "clip", "seed", "paper_defaults"),
     ),
     "The model": (
-        *("full", "lora_r", "lora_alpha", "lora_targets", "dtype", "device", "threads"),
+        *("full", "lora_r", "lora_alpha", "lora_targets", "quantize", "fsdp"),
         *(
+            "dtype",
+            "device",
+            "threads",
             "memory",
             "checkpointing",
             "max_length",
@@ -187,6 +190,9 @@ def near_option(name: str, method: str | None) -> str:
     """A mend for a flag that ``train`` does not have: perhaps it is the method's."""
     bare = name.replace("-", "_")
     fields = {parameter.name.replace("_", "-") for parameter in flags()}
+    if bare in ELSEWHERE:
+        said = (f"--{part}" for part in ELSEWHERE[bare].replace("=", " ").split(" or "))
+        return f"Here it is {' or '.join(said)}."
     if method is None:
         return ""
     from polyalign.methods import catalogue

@@ -185,7 +185,8 @@ def _trained(plan: dict[str, Any]) -> str:
     if plan["full"]:
         return "all weights"
     lora = plan["lora"]
-    return f"adapters of rank {lora['r']} ({plan['trainable'] / 1e6:,.2f} M parameters)"
+    base = f" on a base in {plan['quantize']}" if plan.get("quantize") else ""
+    return f"adapters of rank {lora['r']} ({plan['trainable'] / 1e6:,.2f} M parameters){base}"
 
 
 def summary(run: Any) -> dict[str, Any]:

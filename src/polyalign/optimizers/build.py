@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from polyalign.errors import OptionError, nearest
+from polyalign.optimizers import eight
 
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
+    eight.NAME: eight.make,
     "adam": torch.optim.Adam,
     "sgd": torch.optim.SGD,
     "rmsprop": torch.optim.RMSprop,
@@ -31,7 +33,7 @@ def build(
 ) -> torch.optim.Optimizer:
     """An optimizer over named parameters; raises :class:`OptionError` for an unknown name.
 
-    ``betas`` belongs to adam and adamw; weight decay spares vectors (norms, biases).
+    ``betas`` belongs to adam and adamw, in 8 bits too; weight decay spares vectors (norms, biases).
     """
     if name not in OPTIMIZERS:
         raise OptionError(f"There is no optimizer '{name}'.", nearest(name, OPTIMIZERS))
@@ -43,7 +45,7 @@ def build(
         if group
     ]
     options: dict[str, Any] = {"lr": lr}
-    if name in ("adam", "adamw"):
+    if name in ("adam", "adamw", eight.NAME):
         options["betas"] = betas
     return OPTIMIZERS[name](groups, **options)
 

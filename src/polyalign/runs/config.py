@@ -66,7 +66,9 @@ class TrainConfig(BaseModel):
     module_lr: Annotated[float, Field(gt=0)] | None = Field(
         None, description="learning rate of value heads and other modules (default lr)"
     )
-    optimizer: Literal["adamw", "adam", "sgd", "rmsprop"] = Field("adamw", description="optimizer")
+    optimizer: Literal["adamw", "adamw_8bit", "adam", "sgd", "rmsprop"] = Field(
+        "adamw", description="optimizer; adamw_8bit keeps its averages in 8 bits (bitsandbytes)"
+    )
     betas: tuple[float, float] = Field((0.9, 0.999), description="averages of Adam: first,second")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="decoupled weight decay")
     schedule: Literal["linear", "cosine", "constant", "inverse_sqrt"] = Field(
@@ -81,6 +83,9 @@ class TrainConfig(BaseModel):
 
     full: bool | None = Field(None, description="train all weights (default: LoRA above 100M)")
     lora: Lora = Field(default_factory=Lora)
+    quantize: Literal["4bit", "8bit"] | None = Field(
+        None, description="hold the base of adapters in few bits (bitsandbytes)"
+    )
     dtype: Literal["float32", "bfloat16", "float64"] | None = Field(
         None, description="of weights and activations (default: what the device does best)"
     )
@@ -195,7 +200,19 @@ def _choices(expected: str) -> list[str]:
     return re.findall(r"'([^']*)'", expected)
 
 
+ELSEWHERE = {
+    "load_in_4bit": "quantize=4bit",
+    "load_in_8bit": "quantize=8bit",
+    "quantization_bit": "quantize=4bit or quantize=8bit",
+    "quantization": "quantize=4bit or quantize=8bit",
+    "optim": "optimizer",
+}
+"""What other libraries call it, and what it is called here."""
+
+
 def _nearest(name: str, hyper: Mapping[str, Any], fields: Mapping[str, Any]) -> str:
+    if name in ELSEWHERE:
+        return f"Here it is {ELSEWHERE[name]}."
     close = difflib.get_close_matches(name, [*hyper, *fields], n=1, cutoff=0.6)
     if close:
         return f"Did you mean {close[0]}?"

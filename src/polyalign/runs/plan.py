@@ -22,8 +22,8 @@ from polyalign.runs.memory import Budget
 
 BOUND = (
     "method", "hyper", "seed", "records", "data", "model", "batch", "micro", "epochs", "max_steps",
-    "lr", "module_lr", "optimizer", "schedule", "warmup", "full", "lora", "dtype", "device",
-    "threads", "max_length", "torch", "processes",
+    "lr", "module_lr", "optimizer", "schedule", "warmup", "full", "lora", "quantize", "dtype",
+    "device", "threads", "max_length", "torch", "processes",
 )  # fmt: skip
 """What must be the same for a resumed run to be bit for bit the uninterrupted one."""
 
@@ -57,6 +57,7 @@ class Facts:
     device: str
     survey: Survey
     notes: Sequence[str] = field(default_factory=tuple)
+    quantize: str | None = None
 
 
 def settings_of(
@@ -144,6 +145,7 @@ def make_plan(
         "seed": settings.seed,
         "full": facts.full,
         "lora": None if facts.full else config.lora.model_dump(),
+        "quantize": facts.quantize,
         "dtype": facts.dtype,
         "device": facts.device,
         "threads": torch.get_num_threads(),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 
 from polyalign.errors import ModelError, OptionError
+from polyalign.optimizers import eight
+from polyalign.policies.language import quantised
 from polyalign.policies.language.adapters import LoraSpec
 from polyalign.policies.language.models import resolve
 from polyalign.policies.language.policy import LanguagePolicy
@@ -17,8 +19,9 @@ LORA_ABOVE = 100_000_000
 def start_policy(config: TrainConfig) -> LanguagePolicy:
     """The model of a configuration, with a new adapter or all weights to be trained.
 
-    Raises :class:`OptionError` for an unknown device, :class:`ModelError` for a model that cannot
-    be had or not be trained as asked.
+    Raises :class:`OptionError` for an unknown device or an optimizer that is not installed,
+    :class:`ModelError` for a model that cannot be had or not be trained as asked; both before
+    weights are read.
     """
     try:
         torch.device(config.device or "cpu")
@@ -30,7 +33,20 @@ def start_policy(config: TrainConfig) -> LanguagePolicy:
     folder = resolve(config.model, trust_remote_code=config.trust_remote_code)
     adapted = (folder / "adapter_config.json").exists()
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors")) // 4
-    full = config.full if config.full is not None else not adapted and size <= LORA_ABOVE
+    if config.optimizer == eight.NAME:
+        eight.check(config.dtype)
+    held = config.quantize or quantised.noted(folder) or quantised.method_of(folder)
+    quantised.check(folder, config.quantize, config.dtype)
+    full = config.full
+    if full is None:
+        full = not adapted and not held and size <= LORA_ABOVE
+    if full and held and not adapted:
+        raise OptionError(
+            f"full=True trains all weights, and weights in few bits ({held}) cannot be trained.",
+            "Leave full out to train adapters, or leave quantize out."
+            if config.quantize
+            else "Leave full out to train adapters.",
+        )
     lora = None
     if not full and not adapted:
         named = config.lora.targets
@@ -50,10 +66,11 @@ def start_policy(config: TrainConfig) -> LanguagePolicy:
         max_prompt_length=config.max_prompt_length,
         assistant=config.assistant,
         seed=config.seed,
+        quantize=config.quantize,
         trust_remote_code=config.trust_remote_code,
     )
 
 
 def parameters(policy: LanguagePolicy) -> int:
     """Parameters of the model itself, adapters not counted."""
-    return sum(p.numel() for name, p in policy.model.named_parameters() if "lora_" not in name)
+    return quantised.numbers(policy.model)

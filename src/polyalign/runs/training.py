@@ -22,6 +22,7 @@ from polyalign.judges.load import load_judge
 from polyalign.loops import epochs, rounds
 from polyalign.loops.run import run as run_loops
 from polyalign.loops.session import Session, Settings
+from polyalign.policies.language import quantised
 from polyalign.policies.language.cache import TokenCache
 from polyalign.policies.language.models import resolve
 from polyalign.policies.language.policy import LanguagePolicy
@@ -128,7 +129,8 @@ def prepare(
         dtype=str(policy.trunk.autocast or policy.model.dtype).removeprefix("torch."),
         device=str(policy.device),
         survey=measured,
-        notes=notes,
+        notes=[*notes, *([held] if (held := quantised.told(policy.model)) else [])],
+        quantize=policy.quantize,
     )
     settings = settings_of(config, declaration, facts, config.micro or 1)
     room = budget_of(policy, config, method, facts, settings.batch, old_plan or {})
@@ -231,7 +233,7 @@ def train(
 
 def _like(config: TrainConfig) -> dict[str, Any]:
     """How another model is loaded to stand beside the trained one."""
-    names = ("dtype", "device", "max_length", "max_prompt_length", "trust_remote_code")
+    names = ("dtype", "device", "max_length", "max_prompt_length", "quantize", "trust_remote_code")
     return {name: getattr(config, name) for name in names}
 
 
@@ -300,6 +302,7 @@ def _finish(session: Session, folder: RunFolder, ready: Prepared) -> None:
                 "hyper": ready.plan["hyper"],
                 "base": ready.config.model,
                 "base_fingerprint": ready.plan["model"],
+                "quantize": ready.plan["quantize"],
                 "data": ready.plan["data"],
                 "steps": session.position["step"],
                 "tokens": session.position["tokens"],
