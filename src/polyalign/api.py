@@ -193,30 +193,50 @@ def sample(
     top_k: int = 0,
     max_new_tokens: int = 128,
     seed: int = 0,
+    condition: str | float | None = None,
 ) -> list[list[str]]:
     """``n`` answers of a model or run to each prompt (a string, or a list of messages).
 
-    A string is asked as a user's turn when the model has a chat template.
+    A string is asked as a user's turn when the model has a chat template. A model that was trained
+    on conditioned prompts is asked with its condition; ``condition`` says another value than the
+    usual one, or "none".
     """
     import torch
 
     from polyalign.feedback.units import seed_of
+    from polyalign.policies.asked import condition_of
     from polyalign.policies.language.policy import LanguagePolicy
     from polyalign.protocols import Sampling
 
     if n < 1:
         raise OptionError(f"n={n} asks for no answer.", "Give at least 1.")
-    folder = Path(model)
-    folder = folder / "final" if (folder / "final").is_dir() else folder
+    folder = _final(model)
+    wanted = condition_of(folder, condition)
     policy = LanguagePolicy.from_pretrained(folder if folder.exists() else model, frozen=True)
     chat = getattr(policy.tokenizer, "chat_template", None) is not None
     contexts = [_payload(prompt, chat) for prompt in prompts]
+    if wanted is not None:
+        contexts = [wanted.ask(context) for context in contexts]
     seeds = [seed_of(seed, "sample", i, j) for i in range(len(contexts)) for j in range(n)]
     how = Sampling(temperature, top_p, top_k, max_new_tokens)
     with torch.no_grad():
         drawn = policy.sample(contexts, n, how, seeds)
     texts = [text_of(payload) for payload in drawn.payloads]
     return [texts[i * n : (i + 1) * n] for i in range(len(contexts))]
+
+
+def asked_with(model: str | Path, condition: str | float | None = None) -> str | None:
+    """What :func:`sample` writes into prompts of a model or run, None for nothing."""
+    from polyalign.policies.asked import condition_of
+
+    wanted = condition_of(_final(model), condition)
+    return None if wanted is None else wanted.told().strip()
+
+
+def _final(model: str | Path) -> Path:
+    """A run's final model, or the model's folder itself."""
+    folder = Path(model)
+    return folder / "final" if (folder / "final").is_dir() else folder
 
 
 def _payload(prompt: Any, chat: bool) -> Any:

@@ -134,14 +134,21 @@ class Source:
 
     ``kind`` "records": the given feedback. "rollouts": ``n`` completions of the policy for each
     prompt, judged and credited. "environment": transitions of acting, kept in a replay.
-    Sources that are added with ``|`` are used together. ``share``: about which share of the
-    records the steps leave, for the plan.
+    Sources that are added with ``|`` are used together. For the plan, ``share`` is about which
+    share of the records' text the steps leave, and ``each`` how many examples they make of a
+    record; a function of the given records where it depends on them.
     """
 
     kind: Literal["records", "rollouts", "environment"] = "records"
     steps: tuple[DataStep, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
-    share: float = 1.0
+    share: float | Callable[[Sequence[Record]], float] = 1.0
+    each: Callable[[Sequence[Record]], float] | None = None
+
+    def left(self, records: Sequence[Record]) -> tuple[float, float]:
+        """About how many examples, and which share of the text, the steps leave of each record."""
+        share = self.share(records) if callable(self.share) else self.share
+        return share * (1.0 if self.each is None else self.each(records)), share
 
     def __rshift__(self, step: DataStep) -> Source:
         return replace(self, steps=(*self.steps, step))

@@ -1,5 +1,6 @@
 """reward-augmented and offline-rlhf against their cards: their data, and their losses by hand."""
 
+import json
 import math
 import warnings
 
@@ -10,7 +11,13 @@ from hypothesis import strategies as st
 
 from polyalign import objective
 from polyalign.errors import DataError, OptionError, PolyalignWarning
-from polyalign.feedback.conditioning import Goals, RewardInPrompt, both_goals, conditioned
+from polyalign.feedback.conditioning import (
+    Condition,
+    Goals,
+    RewardInPrompt,
+    both_goals,
+    conditioned,
+)
 from polyalign.feedback.records import Demonstration, Pair, Scored
 from polyalign.feedback.rewarded import BestAnswer, EachAnswer, KeepBest
 from polyalign.methods import get
@@ -147,10 +154,24 @@ def test_a_trained_policy_is_asked_for_a_high_quantile_or_the_target():
         Demonstration(key=str(i), prompt="p", completion="c", fields={"reward": r})
         for i, r in enumerate(rewards)
     ]
-    assert RewardInPrompt(quantile=0.95).asked("p", records) == "p <rm_score>: 94.00 "
-    assert RewardInPrompt(target=50.0).asked("p", records) == "p <rm_score>: 50.00 "
-    with pytest.warns(PolyalignWarning, match="lies outside the rewards seen, 0 to 99"):
-        RewardInPrompt(target=500.0).asked("p", records)
+    usual = RewardInPrompt(quantile=0.95).condition(records)
+    assert usual.ask("p") == "p <rm_score>: 94.00 "
+    assert usual.at(12.0).ask("p") == "p <rm_score>: 12.00 "
+    assert RewardInPrompt(target=50.0).condition(records).ask("p") == "p <rm_score>: 50.00 "
+    with pytest.warns(PolyalignWarning, match="outside the values seen in training, 0 to 99"):
+        RewardInPrompt(target=500.0).condition(records)
+
+
+def test_a_condition_is_the_same_after_it_was_written_down():
+    goals = Goals(goal=8.0, place="user").condition()
+    again = Condition.read(json.loads(json.dumps(goals.to_json())))
+    assert again == goals
+    assert again.ask("Say hi.") == Goals(place="user").ask("Say hi.", 8.0)
+    assert "quality is 2.5 on a scale from 1 to 10" in again.at(2.5).told()
+    with pytest.raises(OptionError, match="condition 11 lies outside the scale from 1 to 10"):
+        again.at(11.0)
+    with pytest.raises(DataError, match="not readable"):
+        Condition.read({"word": "x"})
 
 
 def test_the_best_share_of_all_answers_is_kept_and_held_out_ones_by_the_same_threshold():

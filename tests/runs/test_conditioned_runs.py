@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from polyalign.api import declaration_of
-from polyalign.errors import DataError, Interrupted, ModelError
+from polyalign.api import declaration_of, evaluate, sample
+from polyalign.errors import DataError, Interrupted, ModelError, OptionError
 from polyalign.loops.embedding import Embed
 from polyalign.policies.language.embedding import SentenceEncoder, states_mean
 from polyalign.policies.language.policy import LanguagePolicy
+from polyalign.reports.model_card import write_model_card
+from polyalign.reports.tables import evaluation_table
 from polyalign.runs import plan
 from polyalign.runs.folder import FolderHooks
 from polyalign.runs.training import train
+from tests.cli.kit import run as command
 from tests.runs.kit import config, final_bytes
 from tests.runs.test_every_method import row
 
@@ -89,6 +92,76 @@ def test_a_policy_conditioned_on_goals_or_rewards_is_asked_for_the_best(
     assert f"<rm_score>: {(6.0 - mean) / spread:.2f} " in asked(rewards)
 
 
+@pytest.fixture
+def seen(monkeypatch):
+    """The contexts that language models are asked, as they are asked."""
+    contexts: list[str] = []
+    inner = LanguagePolicy.sample
+
+    def sample(policy, asked, *rest):
+        contexts.extend(json.dumps(c) for c in asked)
+        return inner(policy, asked, *rest)
+
+    monkeypatch.setattr(LanguagePolicy, "sample", sample)
+    return contexts
+
+
+QUALITY = "overall quality is {} on a scale from 1 to 10"
+
+
+def test_sample_and_evaluate_ask_with_the_condition_that_lies_beside_the_model(
+    pairs, tiny_llama, tmp_path, seen
+):
+    run = go("reward-augmented", tiny_llama, pairs, tmp_path / "run").path
+    write_model_card(run)
+    card = (run / "final" / "README.md").read_text("utf-8")
+    assert QUALITY.format("{}") in card
+    assert QUALITY.format(10) in card
+    few = {"samples": 2, "max_new_tokens": 2}
+    for folder in (run, run / "final"):
+        seen.clear()
+        sample(folder, ["Say hi."], max_new_tokens=2)
+        assert QUALITY.format(10) in seen[0]
+    sample(run, ["Say hi."], max_new_tokens=2, condition=4)
+    assert QUALITY.format(4) in seen[-1]
+    sample(run, ["Say hi."], max_new_tokens=2, condition="none")
+    assert "quality" not in seen[-1]
+
+    seen.clear()
+    found = evaluate(run, str(pairs), judge=lambda prompt, completion: 1.0, **few)
+    count = len(found["judge"]["answers"])
+    mine, theirs = seen[:-count], seen[-count:]
+    assert all(QUALITY.format(10) in context for context in mine)
+    assert not any("quality" in context for context in theirs)  # the start is asked as it was
+    assert not any("quality" in line["prompt"] for line in found["judge"]["answers"])
+    assert found["condition"]["value"] == 10.0
+    assert QUALITY.format(10) in evaluation_table(found).caption
+    other = evaluate(run, str(pairs), condition="3", samples=0, save=False)
+    assert other["condition"]["value"] == 3.0
+    plain = evaluate(run, str(pairs), condition="none", samples=0, save=False)
+    assert "condition" not in plain
+    assert other["ranking"] != plain["ranking"]
+
+
+def test_a_condition_off_the_scale_or_of_a_model_without_one_is_refused(
+    pairs, tiny_llama, tmp_path
+):
+    run = go("reward-augmented", tiny_llama, pairs, tmp_path / "run").path
+    with pytest.raises(OptionError, match="lies outside the scale from 1 to 10"):
+        sample(run, ["Say hi."], condition=11)
+    with pytest.raises(OptionError, match="condition=best is no number"):
+        evaluate(run, str(pairs), condition="best")
+    with pytest.raises(OptionError, match="was not trained with a condition"):
+        sample(tiny_llama, ["Say hi."], condition=3)
+    argv = ("sample", str(run), "Say hi.", "--max-new-tokens", "1")
+    assert (
+        QUALITY.format(7)
+        in json.loads(command(*argv, "--condition", "7", "--json").out)[0]["condition"]
+    )
+    told = " ".join(command(*argv).err.split())
+    assert f"asked with: Give an answer whose {QUALITY.format(10)}" in told
+
+
 @pytest.mark.parametrize("id", ["sampo", "dpo-kernels"])
 def test_a_stopped_run_goes_on_bit_for_bit(id, pairs, tiny_llama, tmp_path, monkeypatch):
     options = {"epochs": 3, "max_steps": None, "save_every": 1}
@@ -154,3 +227,14 @@ def test_a_sentence_encoder_of_a_folder_embeds_and_a_wrong_one_is_told(tiny_llam
     run = go("dpo-kernels", tiny_llama, pairs, tmp_path / "run", encoder=str(tiny_llama))
     assert run.metrics()[-1]["divergence"] >= 0
     assert Embed(str(tiny_llama)).held_out
+
+
+@pytest.mark.parametrize(("form", "steps"), [("dt", 12), ("rwr", 12), ("filter", 3), ("best", 4)])
+def test_the_plan_counts_every_answer_as_an_example(form, steps, scored, tiny_llama, tmp_path):
+    run = go("offline-rlhf", tiny_llama, scored, tmp_path / "run", form=form, max_steps=None,
+             batch=1)  # fmt: skip
+    assert run.plan()["steps"] == len(run.metrics()) == steps
+    every = go("offline-rlhf", tiny_llama, scored, tmp_path / "all", max_steps=1).plan()["tokens"]
+    assert run.plan()["tokens"] > 0
+    if form in ("filter", "best"):
+        assert run.plan()["tokens"] < 12 * every

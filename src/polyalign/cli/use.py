@@ -12,10 +12,17 @@ from polyalign.cli.group import epilog
 from polyalign.cli.methods import Json, complete_measurement
 from polyalign.cli.options import assigned
 from polyalign.cli.progress import Progress, waiting
-from polyalign.cli.screen import emit, out, results_only, say
+from polyalign.cli.screen import emit, note, out, results_only, say
 from polyalign.errors import DataError, OptionError
 
 Subject = Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help="A run folder or a model.")]
+Condition = Annotated[
+    str | None,
+    typer.Option(
+        metavar="VALUE",
+        help="Ask a model trained on conditions for this value, or none (default: the best).",
+    ),
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps (default: the best there is).")]
 
 EVALUATE = epilog(
@@ -69,6 +76,7 @@ def evaluate(
         float | None, typer.Option(help="Scale of the implicit reward (default: the run's).")
     ] = None,
     seed: Annotated[int, typer.Option(help="Every random choice follows from it.")] = 0,
+    condition: Condition = None,
     device: Device = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float64.")] = None,
     trust_remote_code: Annotated[
@@ -111,6 +119,7 @@ def evaluate(
             columns=mapping or None,
             beta=beta,
             seed=seed,
+            condition=condition,
             device=device,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
@@ -129,6 +138,7 @@ SAMPLE = epilog(
     "polyalign sample runs/dpo 'Write a haiku about rain.'",
     "polyalign sample smollm2 'Hello!' --n 3 --temperature 0.7",
     "polyalign sample runs/dpo --prompts prompts.jsonl --json",
+    "polyalign sample runs/reward-augmented 'Say hello.' --condition 7",
     "echo 'Say hello.' | polyalign sample runs/dpo",
 )
 
@@ -148,11 +158,14 @@ def sample(
     max_new_tokens: Annotated[int, typer.Option(help="Tokens of an answer.")] = 128,
     seed: Annotated[int, typer.Option(help="Another seed, other answers.")] = 0,
     limit: Annotated[int | None, typer.Option(help="Use the first N prompts.")] = None,
+    condition: Condition = None,
     json: Json = False,
 ) -> None:
     """Answers of a run's model, or of any model."""
+    from polyalign.api import asked_with
     from polyalign.api import sample as draw
 
+    written = asked_with(subject, condition)
     asked = _prompts(list(prompt or ()), prompts, limit)
     with results_only(), waiting("sampling"):
         answers = draw(
@@ -164,10 +177,14 @@ def sample(
             top_k=top_k,
             max_new_tokens=max_new_tokens,
             seed=seed,
+            condition=condition,
         )
     if json:
-        emit([{"prompt": p, "answers": a} for p, a in zip(asked, answers, strict=True)])
+        told = {} if written is None else {"condition": written}
+        emit([{"prompt": p, **told, "answers": a} for p, a in zip(asked, answers, strict=True)])
         return
+    if written is not None:
+        note(f"asked with: {written}")
     from polyalign.feedback.payloads import text_of
 
     console = out()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -11,18 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from polyalign.engine.storage import write_json_atomic
 from polyalign.errors import DataError, OptionError
 from polyalign.evaluation.bench import Bench, Measured
 from polyalign.evaluation.bench import prompts_of as prompts_of
 from polyalign.evaluation.generation import Judged, Samples, compared, contest, draw, judged
+from polyalign.evaluation.given import Given, judge_of, kept, saved, told
 from polyalign.evaluation.likelihood import divergence, perplexity
 from polyalign.evaluation.ranking import MEANING, accuracy_gain, ranking
-from polyalign.evaluation.scoring import BUDGET, Progress, silent
-from polyalign.evaluation.subject import Subject, open_subject, same_tokens
+from polyalign.evaluation.subject import Subject, same_tokens
 from polyalign.feedback.payloads import canonical
 from polyalign.feedback.records import Demonstration, Pair, Prompt, Record, kind_name
 from polyalign.metrics.comparison import paired_difference
+from polyalign.policies.asked import plainly
 from polyalign.protocols import Judge, Policy, Sampling
 
 
@@ -32,22 +31,10 @@ def evaluate(
     baseline: str | Path | Policy | None = None,
     judge: Any = None,
     *,
-    reference: str | Path | Policy | None = None,
     n: int = 1,
-    samples: int = 64,
-    max_new_tokens: int = 128,
     temperature: float = 1.0,
     top_p: float = 1.0,
-    limit: int | None = None,
-    columns: Mapping[str, str] | None = None,
-    beta: float | None = None,
-    seed: int = 0,
-    batch_tokens: int = BUDGET,
-    device: str | None = None,
-    dtype: str | None = None,
-    trust_remote_code: bool = False,
-    save: bool = True,
-    progress: Progress = silent,
+    **given: Any,
 ) -> dict[str, Any]:
     """Measure a run's final model, or any model, on held-out data.
 
@@ -55,32 +42,31 @@ def evaluate(
     (a run's is the model it started from) ``samples`` answers estimate the divergence from it, 0
     leaves that out. A judge (see :func:`~polyalign.judges.load.load_judge`) scores ``n`` answers to
     each prompt; with a baseline (a run's default: its reference) it gives the win rate. Rows that
-    carry their own verifier need no judge. Every figure has its interval and n; intervals resample
-    prompts. A run's figures are also written to ``evaluation.json`` in its folder unless ``save``
-    is False. Raises :class:`PolyalignError` for what the user can mend.
+    carry their own verifier need no judge. A model that was trained on conditioned prompts is asked
+    with its condition; a baseline is asked as it was trained to be. Every figure has its interval
+    and n; intervals resample prompts. A run's figures are also written to ``evaluation.json`` in
+    its folder unless ``save`` is False. ``given``: the fields of
+    :class:`~polyalign.evaluation.given.Given`. Raises :class:`PolyalignError` for what the user can
+    mend.
     """
     began = time.monotonic()
-    if n < 1 or samples < 0:
-        raise OptionError(f"n={n}, samples={samples} is not allowed.", "n >= 1 and samples >= 0.")
-    records, source, rejected = _records(data, limit, columns)
+    setting = Given.of(given)
+    samples, progress, seed = setting.samples, setting.progress, setting.seed
+    if n < 1:
+        raise OptionError(f"n={n} is not allowed.", "n >= 1.")
+    records, source, rejected = setting.records(data)
     own = judge is None and isinstance(records[0], Prompt) and "spec" in records[0].meta
-    critic = _judge("verifier" if own else judge)
-    options: dict[str, Any] = {
-        "device": device,
-        "dtype": dtype,
-        "trust_remote_code": trust_remote_code,
-    }
-    subject = open_subject(run_or_model, reference=reference, **options)
-    if beta is not None:
-        subject = replace(subject, beta=beta)
+    critic = judge_of("verifier" if own else judge)
+    subject = setting.subject(run_or_model)
     out: dict[str, Any] = {
         "subject": subject.name,
         "reference": subject.reference_name,
-        "data": _told(records, source, rejected),
+        **_condition(subject),
+        "data": told(records, source, rejected),
         "seed": seed,
         "meaning": MEANING,
     }
-    scoring: dict[str, Any] = {"budget": batch_tokens, "progress": progress}
+    scoring: dict[str, Any] = {"budget": setting.batch_tokens, "progress": progress}
     pairs = [r for r in records if isinstance(r, Pair)]
     if pairs:
         out |= _ranking(subject, pairs, scoring)
@@ -89,7 +75,7 @@ def evaluate(
         out |= _perplexity(subject, shown, scoring)
     prompts = prompts_of(records)
     if samples and subject.reference is not None and _samples(subject.policy):
-        law = Sampling(max_steps=max_new_tokens)
+        law = Sampling(max_steps=setting.max_new_tokens)
         part = prompts[:samples]
         drawn = draw(
             subject.policy, part, max(1, samples // len(part)), law, seed=seed, progress=progress
@@ -97,12 +83,12 @@ def evaluate(
         found = divergence(subject.policy, subject.reference, drawn, **scoring)
         out["divergence"] = found.to_json()
     if critic is not None:
-        other = baseline
-        second = subject.reference
-        if other is not None:
-            second = open_subject(other, **options).policy
-        out["baseline"] = str(other) if other is not None else subject.reference_name
-        how = Sampling(temperature, top_p, 0, max_new_tokens)
+        # The start was never trained on conditions; another model brings its own.
+        second = None if subject.reference is None else plainly(subject.reference)
+        if baseline is not None:
+            second = setting.beside(baseline).policy
+        out["baseline"] = str(baseline) if baseline is not None else subject.reference_name
+        how = Sampling(temperature, top_p, 0, setting.max_new_tokens)
         mine = draw(subject.policy, prompts, n, how, seed=seed, progress=progress)
         theirs = None
         if second is not None:
@@ -117,9 +103,9 @@ def evaluate(
     elif baseline is not None:
         raise OptionError("A baseline was given but no judge.", "Add judge=… to compare answers.")
     out["seconds"] = round(time.monotonic() - began, 1)
-    if save and subject.folder is not None:
-        before = _saved(subject.folder)
-        _save(subject.folder, out | {k: before[k] for k in ("with",) if k in before})
+    if setting.save and subject.folder is not None:
+        before = saved(subject.folder)
+        kept(subject.folder, out | {k: before[k] for k in ("with",) if k in before})
     return out
 
 
@@ -131,44 +117,28 @@ def measure(
     *,
     options: Mapping[str, Any] | None = None,
     feedback: type[Record] = Prompt,
-    reference: str | Path | Policy | None = None,
     judge: Any = None,
-    samples: int = 64,
-    max_new_tokens: int = 128,
-    limit: int | None = None,
-    columns: Mapping[str, str] | None = None,
-    beta: float | None = None,
-    seed: int = 0,
-    batch_tokens: int = BUDGET,
-    device: str | None = None,
-    dtype: str | None = None,
-    trust_remote_code: bool = False,
-    save: bool = True,
-    progress: Progress = silent,
+    **given: Any,
 ) -> dict[str, Any]:
     """One measurement of a run's final model, or of any model, as plain data under its ``name``.
 
     A run's ``evaluation.json`` keeps it beside what was measured before, unless ``save`` is False.
-    ``options`` are written down with it. Raises :class:`PolyalignError` for what the user can mend,
-    among it data that do not hold the kind of ``feedback`` that it reads.
+    ``options`` are written down with it; ``given`` are the fields of
+    :class:`~polyalign.evaluation.given.Given`. Raises :class:`PolyalignError` for what the user can
+    mend, among it data that do not hold the kind of ``feedback`` that it reads.
     """
     began = time.monotonic()
-    if samples < 0:
-        raise OptionError(f"samples={samples} is not allowed.", "samples >= 0.")
-    records, source, rejected = _records(data, limit, columns)
+    setting = Given.of(given)
+    records, source, rejected = setting.records(data)
     if feedback is Pair and not isinstance(records[0], Pair):
         raise DataError(
             f"{name} reads pairs, and {source} holds {kind_name(type(records[0]))}.",
             "Give pairs (prompt, chosen, rejected).",
         )
-    load: dict[str, Any] = {"device": device, "dtype": dtype}
-    load["trust_remote_code"] = trust_remote_code
-    subject = open_subject(run_or_model, reference=reference, **load)
-    if beta is not None:
-        subject = replace(subject, beta=beta)
+    subject = setting.subject(run_or_model)
 
     def beside(other: str) -> Subject:
-        found = open_subject(other, **load)
+        found = setting.beside(other)
         same_tokens(subject.policy, found.policy, other)
         return found
 
@@ -176,80 +146,33 @@ def measure(
         subject,
         records,
         beside,
-        _judge(judge),
-        samples,
-        max_new_tokens,
-        seed,
-        batch_tokens,
-        progress,
+        judge_of(judge),
+        setting.samples,
+        setting.max_new_tokens,
+        setting.seed,
+        setting.batch_tokens,
+        setting.progress,
     )
     found = measurement(bench).to_json() | {
         "subject": subject.name,
         "reference": subject.reference_name,
+        **_condition(subject),
         "options": dict(options or {}),
-        "data": _told(records, source, rejected),
-        "seed": seed,
+        "data": told(records, source, rejected),
+        "seed": setting.seed,
         "seconds": round(time.monotonic() - began, 1),
     }
-    if save and subject.folder is not None:
-        before = _saved(subject.folder)
-        _save(subject.folder, before | {"with": {**before.get("with", {}), name: found}})
+    if setting.save and subject.folder is not None:
+        before = saved(subject.folder)
+        kept(subject.folder, before | {"with": {**before.get("with", {}), name: found}})
     return {"with": {name: found}}
 
 
-def _told(records: Sequence[Record], source: str, rejected: int) -> dict[str, Any]:
-    """The data in a few words."""
-    kind = kind_name(type(records[0]))
-    return {"source": source, "kind": kind, "records": len(records), "rejected": rejected}
-
-
-def _saved(folder: Path) -> dict[str, Any]:
-    """What was measured of a run before; nothing where the file is not there or damaged."""
-    try:
-        found = json.loads((folder / "evaluation.json").read_text("utf-8"))
-    except (OSError, ValueError):
+def _condition(subject: Subject) -> dict[str, Any]:
+    """With what the policy was asked, where it was asked with anything."""
+    if subject.condition is None:
         return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _save(folder: Path, found: dict[str, Any]) -> None:
-    write_json_atomic(folder / "evaluation.json", found)
-
-
-def _records(
-    data: Any, limit: int | None, columns: Mapping[str, str] | None
-) -> tuple[Sequence[Record], str, int]:
-    """Records that can be evaluated, where they come from, and how many rows were malformed."""
-    if not isinstance(data, (str, Path)) and len(data) and isinstance(data[0], Record):
-        records: Sequence[Record] = list(data)[:limit]
-        source, rejected = "memory", 0
-    else:
-        from polyalign.feedback import read
-
-        sources = [str(data)] if isinstance(data, (str, Path)) else [str(d) for d in data]
-        found = read(sources, columns=dict(columns) if columns else None, limit=limit)
-        records, source, rejected = found, ", ".join(sources), len(found.rejects)
-    if not len(records):
-        raise DataError(f"{source}: no usable example.", "Run: polyalign data check FILE")
-    kind = type(records[0])
-    if kind in (Pair, Demonstration, Prompt):
-        return records, source, rejected
-    from polyalign.feedback.conversion import AUTOMATIC, convert
-
-    if (kind, Pair) not in AUTOMATIC:
-        raise DataError(
-            f"{source} holds {kind_name(kind)}; evaluation reads pairs, demonstrations or prompts.",
-            "Convert it: polyalign data convert FILE --to pairs (or polyalign data pair)",
-        )
-    return list(convert(records, Pair)), source, rejected
-
-
-def _judge(spec: Any) -> Judge | None:
-    if spec is None:
-        return None
-    from polyalign.judges.load import load_judge
-
-    return load_judge(spec)
+    return {"condition": {"value": subject.condition.value, "text": subject.condition.told()}}
 
 
 def _samples(policy: Policy) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,8 @@ import torch
 import yaml
 
 from polyalign.errors import ModelError, RunError
+from polyalign.feedback.conditioning import Condition
+from polyalign.policies.asked import Asked, condition_of
 from polyalign.protocols import Policy
 
 if TYPE_CHECKING:
@@ -30,6 +32,11 @@ class Subject:
     beta: float = BETA
     folder: Path | None = None
 
+    @property
+    def condition(self) -> Condition | None:
+        """What is written into the prompts that the policy is asked, None for nothing."""
+        return self.policy.condition if isinstance(self.policy, Asked) else None
+
 
 def is_run(path: str | Path) -> bool:
     """Whether ``path`` is a run folder (and not a model folder)."""
@@ -41,13 +48,16 @@ def open_subject(
     what: str | Path | Policy,
     *,
     reference: str | Path | Policy | None = None,
+    condition: str | float | None = None,
     device: str | None = None,
     dtype: str | None = None,
     trust_remote_code: bool = False,
 ) -> Subject:
     """Load a run's ``final/`` with its base model as the reference, or a model by name or folder.
 
-    ``reference`` names another reference; a model alone has none. Raises :class:`RunError` for a
+    ``reference`` names another reference; a model alone has none. A model that was trained on
+    conditioned prompts is asked with its condition, and so is its reference when rows are scored;
+    ``condition`` says another value than the usual one, or "none". Raises :class:`RunError` for a
     run without a final model, :class:`ModelError` for what does not load.
     """
     load: dict[str, Any] = {
@@ -57,11 +67,14 @@ def open_subject(
     }
     if not isinstance(what, (str, Path)):
         given = None if reference is None else _other(reference, load)
+        if condition is not None:
+            condition_of(type(what).__name__, condition)  # raises: it knows of none
         return Subject(type(what).__name__, what, given, _name(reference))
     if not is_run(what):
+        wanted = condition_of(what, condition)
         policy = _policy(what, load)
         given = None if reference is None else _beside(policy, reference, load)
-        return Subject(str(what), policy, given, _name(reference))
+        return _asked(Subject(str(what), policy, given, _name(reference)), wanted)
     folder = Path(what).expanduser()
     config = _configuration(folder)
     if not (folder / "final").is_dir():
@@ -69,6 +82,7 @@ def open_subject(
             f"The run {folder} has no final model yet.",
             f"Finish it with: polyalign train --resume {folder}",
         )
+    wanted = condition_of(folder / "final", condition)
     # Limits and template of the training, so that both sides see the same rows.
     load |= {k: config[k] for k in ("max_length", "max_prompt_length", "assistant") if k in config}
     policy = _policy(folder / "final", load)
@@ -82,8 +96,19 @@ def open_subject(
         scale = float(beta)
     except (TypeError, ValueError):
         scale = BETA  # a schedule: no one number
-    return Subject(
-        folder.name or str(folder), policy, other, _name(reference) or base, scale, folder
+    name = folder.name or str(folder)
+    return _asked(Subject(name, policy, other, _name(reference) or base, scale, folder), wanted)
+
+
+def _asked(subject: Subject, condition: Condition | None) -> Subject:
+    """The subject with a condition in the prompts of its policy and of its reference."""
+    if condition is None:
+        return subject
+    other = subject.reference
+    return replace(
+        subject,
+        policy=Asked(subject.policy, condition),
+        reference=None if other is None else Asked(other, condition),
     )
 
 

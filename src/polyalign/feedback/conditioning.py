@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from polyalign.errors import DataError, PolyalignWarning
+from polyalign.errors import DataError, OptionError, PolyalignWarning
 from polyalign.feedback.payloads import is_conversation
 from polyalign.feedback.records import Demonstration, Pair, Payload, Record
 
@@ -46,6 +46,71 @@ def conditioned(prompt: Payload, text: str, place: Place = "system") -> Payload:
         first = next((t for t in turns if t.get("role") == "user"), turns[0])
         first["content"] = f"{text}\n\n{first.get('content', '')}"
     return tuple(turns)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """How a policy that was trained on conditioned prompts is asked: what is written, and where.
+
+    ``text`` is what is written around ``{}``, the value with ``decimals`` (None: as short as it
+    goes). ``value`` is asked for unless another is said, ``least`` and ``most`` bound it: values
+    beyond are refused on a ``scale``, and warned of where they are only what training has seen.
+    """
+
+    text: str
+    value: float
+    least: float
+    most: float
+    place: Place = "system"
+    decimals: int | None = None
+    scale: bool = False
+
+    def told(self, value: float | None = None) -> str:
+        """What is written into a prompt."""
+        value = self.value if value is None else value
+        if self.decimals is None:
+            return self.text.replace("{}", f"{value:g}")
+        # A value that rounds to zero from below must not read as another number than zero.
+        shown = round(value, self.decimals) + 0.0
+        return self.text.replace("{}", f"{shown:.{self.decimals}f}")
+
+    def ask(self, prompt: Payload, value: float | None = None) -> Payload:
+        """The prompt with a value, or the usual one, written into it."""
+        return conditioned(prompt, self.told(value), self.place)
+
+    def at(self, value: float) -> Condition:
+        """The same with another usual value.
+
+        Raises :class:`OptionError` for one off the scale; warns of one that training never saw.
+        """
+        if not self.least <= value <= self.most:
+            if self.scale or not math.isfinite(value):
+                raise OptionError(
+                    f"The condition {value:g} lies outside the scale from {self.least:g} to "
+                    f"{self.most:g}.",
+                    "Ask for a value on the scale.",
+                )
+            warnings.warn(
+                f"The condition {value:g} lies outside the values seen in training, "
+                f"{self.least:g} to {self.most:g}.",
+                PolyalignWarning,
+                stacklevel=2,
+            )
+        return replace(self, value=value)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, to lie beside a model."""
+        return asdict(self)
+
+    @staticmethod
+    def read(found: Mapping[str, Any]) -> Condition:
+        """From plain data; raises :class:`DataError` where it is none."""
+        try:
+            return Condition(**found)
+        except TypeError:
+            raise DataError(
+                "The model's condition is not readable.", "Restore its polyalign.json."
+            ) from None
 
 
 def both_goals(
@@ -87,17 +152,17 @@ class Goals:
 
     held_out: ClassVar[bool] = True
 
-    def ask(self, prompt: Payload, goal: float) -> Payload:
-        """The prompt with a goal written into it."""
+    def condition(self, records: Sequence[Record] = ()) -> Condition:
+        """How the trained policy is to be asked: for the best."""
         text = (
-            f"Give an answer whose overall quality is {goal:g} on a scale from {self.low:g} to "
+            f"Give an answer whose overall quality is {{}} on a scale from {self.low:g} to "
             f"{self.high:g}."
         )
-        return conditioned(prompt, text, self.place)
+        return Condition(text, self.goal, self.low, self.high, self.place, scale=True)
 
-    def asked(self, prompt: Payload, records: Sequence[Record]) -> Payload:
-        """How the trained policy is to be asked: for the best."""
-        return self.ask(prompt, self.goal)
+    def ask(self, prompt: Payload, goal: float) -> Payload:
+        """The prompt with a goal written into it."""
+        return self.condition().ask(prompt, goal)
 
     def __call__(self, records: Sequence[Record], ctx: Any) -> list[Record]:
         made: list[Record] = []
@@ -150,26 +215,22 @@ class RewardInPrompt:
 
     held_out: ClassVar[bool] = True
 
+    def condition(self, records: Sequence[Record]) -> Condition:
+        """How the policy trained on these records is to be asked: for a high reward."""
+        rewards = sorted(record.fields["reward"] for record in records)
+        usual = quantile(rewards, self.quantile)
+        whole = replace(self._written, value=usual, least=rewards[0], most=rewards[-1])
+        return whole if self.target is None else whole.at(self.target)
+
+    @property
+    def _written(self) -> Condition:
+        return Condition(
+            " <rm_score>: {} ", 0.0, -math.inf, math.inf, "end", decimals=self.decimals
+        )
+
     def ask(self, prompt: Payload, reward: float) -> Payload:
         """The prompt with a reward at its end."""
-        # A reward that rounds to zero from below must not read as another number than zero.
-        shown = round(reward, self.decimals) + 0.0
-        return conditioned(prompt, f" <rm_score>: {shown:.{self.decimals}f} ", "end")
-
-    def asked(self, prompt: Payload, records: Sequence[Record]) -> Payload:
-        """How the trained policy is to be asked: for a high reward."""
-        rewards = sorted(record.fields["reward"] for record in records)
-        target = self.target
-        if target is None:
-            target = quantile(rewards, self.quantile)
-        elif not rewards[0] <= target <= rewards[-1]:
-            warnings.warn(
-                f"The target reward {target:g} lies outside the rewards seen, {rewards[0]:g} to "
-                f"{rewards[-1]:g}.",
-                PolyalignWarning,
-                stacklevel=2,
-            )
-        return self.ask(prompt, target)
+        return self._written.ask(prompt, reward)
 
     def __call__(self, records: Sequence[Record], ctx: Any) -> list[Record]:
         return [

@@ -102,6 +102,17 @@ class EachAnswer:
         ]
 
 
+def answers_each(records: Sequence[Record]) -> float:
+    """How many answers a record has, on average."""
+    counts = [len(record.completions) for record in records if isinstance(record, Scored)]
+    return sum(counts) / max(len(counts), 1)
+
+
+def one_of_them(records: Sequence[Record]) -> float:
+    """Which share of the answers one answer a record is."""
+    return 1.0 / max(answers_each(records), 1.0)
+
+
 def _scored(records: Sequence[Record]) -> list[Scored]:
     found = [record for record in records if isinstance(record, Scored)]
     for record in found:

@@ -8,8 +8,9 @@ from typing import Any
 
 from polyalign.engine import processes
 from polyalign.errors import DataError
+from polyalign.feedback.conditioning import Condition
 from polyalign.feedback.draws import draw
-from polyalign.feedback.records import Payload, Record
+from polyalign.feedback.records import Record
 from polyalign.feedback.store import dump, load
 from polyalign.feedback.units import Unit, assemble, make_units, order
 from polyalign.loops.context import Context
@@ -96,18 +97,17 @@ def held_out_records(session: Session) -> Sequence[Record]:
     return records
 
 
-def asked(session: Session, prompt: Payload) -> Payload:
-    """A prompt as the trained policy is to be asked it: with what data steps wrote into prompts.
+def condition(session: Session) -> Condition | None:
+    """How the trained policy is to be asked: what data steps wrote into prompts, None for nothing.
 
-    Such a step has a method ``asked(prompt, records)``, given the records of the last stage.
+    Such a step has a method ``condition(records)``, given the records of the last stage.
     """
-    steps = [s for s in session.stage.streams["data"].steps if hasattr(s, "asked")]
-    if steps:
-        kept = session.hooks.get(f"stage-{session.position['stage']}-records") or ()
-        records = [load(data) for data in kept]
-        for step in steps:
-            prompt = step.asked(prompt, records)
-    return prompt
+    steps = [s for s in session.stage.streams["data"].steps if hasattr(s, "condition")]
+    if not steps:
+        return None
+    kept = session.hooks.get(f"stage-{session.position['stage']}-records") or ()
+    found: Condition = steps[-1].condition([load(data) for data in kept])
+    return found
 
 
 def stage_needs(session: Session) -> Needs:

@@ -1,12 +1,18 @@
 """Methods that learn from scored answers by conditioning, filtering or weighting."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from polyalign.errors import OptionError
 from polyalign.feedback.conditioning import Goals, RewardInPrompt
 from polyalign.feedback.records import Pair, Scored
-from polyalign.feedback.rewarded import BestAnswer, EachAnswer, KeepBest
+from polyalign.feedback.rewarded import (
+    BestAnswer,
+    EachAnswer,
+    KeepBest,
+    answers_each,
+    one_of_them,
+)
 from polyalign.loops.scaling import StandardiseScores
 from polyalign.objectives import Likelihood, Pairwise, SumLogRatio
 from polyalign.objectives.likelihood import Reduction
@@ -139,4 +145,6 @@ def offline_rlhf(
         case "rwr":
             steps = (*scaled, EachAnswer())
             objective = RewardWeighted(temperature, normalise, clip, reduction)
-    return Offline(objective, streams={"data": Source(steps=tuple(steps))})
+    share: Any = {"filter": keep_ratio, "best": one_of_them}.get(form, 1.0)
+    source = Source(steps=tuple(steps), share=share, each=answers_each)
+    return Offline(objective, streams={"data": source})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 import polyalign
 from polyalign.engine.storage import write_text_atomic
 from polyalign.errors import RunError
+from polyalign.feedback.conditioning import Condition
 from polyalign.reports import words
 from polyalign.reports.pieces import story
 from polyalign.reports.results import results
@@ -97,7 +99,19 @@ def metadata(run: RunData, adapter: bool) -> dict[str, Any]:
 
 
 def loading(run: RunData, adapter: bool) -> str:
-    """Code that loads the model with nothing but public libraries."""
+    """Code that loads the model with public libraries and asks it as it was trained to be."""
+    messages: Any = ({"role": "user", "content": "What is gravity?"},)
+    written = run.final.get("condition")
+    how = ""
+    if written:
+        condition = Condition.read(written)
+        messages = condition.ask(messages)
+        how = (
+            f"\n\nIt was trained on prompts with a condition, and is to be asked with one: "
+            f"`{condition.text.strip()}`, with a number from {condition.least:g} to "
+            f"{condition.most:g} in the place of the braces, {condition.value:g} for the best. "
+            "`polyalign sample` and `polyalign evaluate` write it by themselves (`--condition`)."
+        )
     loader = (
         "from peft import AutoPeftModelForCausalLM as Model"
         if adapter
@@ -110,12 +124,12 @@ from transformers import AutoTokenizer
 folder = "path/to/this/folder"
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = Model.from_pretrained(folder)
-messages = [{{"role": "user", "content": "What is gravity?"}}]
+messages = {json.dumps(list(messages))}
 text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False)
 output = model.generate(**inputs, max_new_tokens=128)
 print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
-```"""
+```{how}"""
 
 
 def _measured(run: RunData) -> str:

@@ -85,6 +85,8 @@ def evaluation_table(found: Mapping[str, Any]) -> Table:
         title += f" against {display(against)}"
     data = about.get("data") or {}
     caption = "Brackets hold 95 % intervals, resampling prompts."
+    if written := (about.get("condition") or {}).get("text"):
+        caption = f"Asked with: {written.strip()} {caption}"
     if data.get("rejected"):
         caption += f" {words.count(int(data['rejected']), 'malformed row')} left out."
     for part, name in (("ranking", "pair"), ("perplexity", "answer")):

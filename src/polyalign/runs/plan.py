@@ -7,16 +7,16 @@ import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from polyalign.errors import OptionError, RunError
-from polyalign.feedback.records import Demonstration
+from polyalign.feedback.records import Demonstration, Record
 from polyalign.loops.length import steps_of
 from polyalign.loops.session import Settings
 from polyalign.protocols import Sampling
-from polyalign.recipe import Declaration, Method, Stage
+from polyalign.recipe import Declaration, Method
 from polyalign.runs.config import TrainConfig, rates
 from polyalign.runs.memory import Budget
 
@@ -102,18 +102,26 @@ def make_plan(
     facts: Facts,
     budget: Budget,
     processes: int,
+    records: Sequence[Record],
 ) -> dict[str, Any]:
     """The plan as plain data; keys in :data:`BOUND` are compared on resume, the rest is to read."""
     import torch
     import transformers
 
     survey = facts.survey
-    stages = [steps_of(stage, _left(stage, survey.records), settings) for stage in method.stages]
-    passes = settings.epochs * sum(s.share * s.streams["data"].share for s in method.stages)
+    left = [(stage, *stage.streams["data"].left(records)) for stage in method.stages]
+
+    def steps(settings: Settings) -> list[int]:
+        return [
+            steps_of(stage, max(1, math.ceil(survey.records * each - 1e-9)), settings)
+            for stage, each, _ in left
+        ]
+
+    stages = steps(settings)
+    passes = settings.epochs * sum(stage.share * share for stage, _, share in left)
     tokens = int((survey.tokens + survey.context_tokens) * passes)
     if settings.max_steps is not None:
-        share = sum(stages) / max(sum(_all_steps(method, survey.records, settings)), 1)
-        tokens = int(tokens * share)
+        tokens = int(tokens * sum(stages) / max(sum(steps(replace(settings, max_steps=None))), 1))
     references = sorted(
         {n for stage in method.stages for u in stage.updates for n in u.objective.needs.references}
     )
@@ -163,18 +171,6 @@ def make_plan(
         "python": platform.python_version(),
         "notes": [*facts.notes, *([budget.note] if budget.note else [])],
     }
-
-
-def _all_steps(method: Method, records: int, settings: Settings) -> list[int]:
-    from dataclasses import replace
-
-    free = replace(settings, max_steps=None)
-    return [steps_of(stage, _left(stage, records), free) for stage in method.stages]
-
-
-def _left(stage: Stage, records: int) -> int:
-    """About how many records a stage trains on after its data steps."""
-    return max(1, math.ceil(records * stage.streams["data"].share - 1e-9))
 
 
 def _speed(device: str) -> float:

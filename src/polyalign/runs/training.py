@@ -137,7 +137,9 @@ def prepare(
     if room.checkpointing:
         policy.trunk.checkpoint_layers()
     settings = replace(settings, budget=room.micro)
-    plan = make_plan(config, declaration, method, settings, facts, room, processes.count())
+    plan = make_plan(
+        config, declaration, method, settings, facts, room, processes.count(), records
+    )
     if held_out and not settings.eval_every:
         settings = replace(settings, eval_every=max(1, plan["steps"] // 5))
     judge = load_judge(config.judge) if config.judge else _own_judge(records)
@@ -271,11 +273,13 @@ def _samples(session: Session, folder: RunFolder, config: TrainConfig, watcher: 
         prompt = getattr(record, "prompt", None) or getattr(record, "prompts", (None,))[0]
         if prompt is not None and len(prompts) < config.samples:
             prompts.setdefault(repr(prompt), (record.key, prompt))
-    chosen = [(key, epochs.asked(session, prompt)) for key, prompt in prompts.values()]
+    chosen = list(prompts.values())
     if not chosen:
         return
-    if [prompt for _, prompt in chosen] != [prompt for _, prompt in prompts.values()]:
-        watcher.note("This policy is asked with a condition in its prompts: see samples.jsonl.")
+    condition = epochs.condition(session)
+    if condition is not None:
+        chosen = [(key, condition.ask(prompt)) for key, prompt in chosen]
+        watcher.note(f"This policy is asked with a condition: {condition.told().strip()}")
     how = Sampling(temperature=0.0, max_steps=min(config.max_new_tokens, 96))
     sides: list[Sequence[Any]] = []
     for policy in (session.start, session.policy):
@@ -293,6 +297,7 @@ def _finish(session: Session, folder: RunFolder, ready: Prepared) -> None:
     """Write ``final/`` whole, then give it its name."""
     making = folder.path / f".final-{os.getpid()}-{threading.get_ident()}"
     shutil.rmtree(making, ignore_errors=True)
+    condition = epochs.condition(session)
     try:
         ready.policy.save(making)
         write_json_atomic(
@@ -306,6 +311,7 @@ def _finish(session: Session, folder: RunFolder, ready: Prepared) -> None:
                 "data": ready.plan["data"],
                 "steps": session.position["step"],
                 "tokens": session.position["tokens"],
+                **({} if condition is None else {"condition": condition.to_json()}),
             },
         )
         shutil.rmtree(folder / "final", ignore_errors=True)
