@@ -8,8 +8,12 @@ import yaml
 from polyalign.errors import OptionError
 from polyalign.methods import catalogue
 from polyalign.studies.claims import Claim, chosen, declared, entry_of, judged, run
-from polyalign.studies.claims_measures import MEASURES, evaluated, outcome_of, records_of, world_of
+from polyalign.studies.claims_expression import evaluated
+from polyalign.studies.claims_feedback import records_of
+from polyalign.studies.claims_measures import MEASURES
 from polyalign.studies.claims_page import render
+from polyalign.studies.claims_runs import outcome_of
+from polyalign.studies.claims_worlds import world_of
 
 FOLDER = Path(__file__).resolve().parents[2] / "claims"
 
@@ -103,7 +107,7 @@ def test_the_reward_and_divergence_of_a_run_are_the_worlds_own(tmp_path):
     claim = declare(tmp_path)
     world = world_of(claim.world, 0)
     done = outcome_of(claim, world, records_of(world, claim.feedback, 0), claim.runs["a"], 0)
-    point = world.point(done.run.policy)
+    point = world.world.point(done.run.policy)
     assert MEASURES["reward"](done) == pytest.approx(point.reward)
     assert MEASURES["kl"](done) == pytest.approx(point.kl)
     assert MEASURES["frontier"](done) >= point.reward - 1e-9

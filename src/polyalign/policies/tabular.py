@@ -290,16 +290,21 @@ class NamedPrompts(TabularPolicy):
 
 
 class BilinearPolicy(TabularPolicy):
-    """A softmax of phi(x)' W psi(y): logits from features [X, D], [V, E] and a weight [D, E]."""
+    """A softmax of phi(x)' W psi(y): logits from features [X, D], [V, E] and a weight [D, E].
+
+    ``base`` [X, V] are logits that stay.
+    """
 
     name = "weight"
 
-    def __init__(self, weight: Tensor, phi: Tensor, psi: Tensor) -> None:
+    def __init__(
+        self, weight: Tensor, phi: Tensor, psi: Tensor, base: Tensor | float = 0.0
+    ) -> None:
         super().__init__(weight)
-        self.phi, self.psi = phi.double(), psi.double()
+        self.phi, self.psi, self.base = phi.double(), psi.double(), base
 
     def logits(self, prompts: Tensor, nodes: Tensor) -> Tensor:
-        return (self.phi @ self.parameter @ self.psi.T)[prompts]
+        return (self.base + self.phi @ self.parameter @ self.psi.T)[prompts]
 
     @property
     def prompts(self) -> int:

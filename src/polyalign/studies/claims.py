@@ -8,6 +8,7 @@ result.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,8 @@ import yaml
 from polyalign.engine.storage import make_folder, write_json_atomic
 from polyalign.errors import OptionError, PolyalignError, nearest
 from polyalign.methods import catalogue, named
-from polyalign.studies.code import code_hash
+from polyalign.studies.claims_expression import asked_of
+from polyalign.studies.code import code_hash, declaration
 
 Status = Literal["reproduced", "not reproduced", "not measurable here", "not run", "stale"]
 
@@ -86,19 +88,42 @@ class Claim:
 
     @property
     def code(self) -> str:
-        """The hash of the code and of the declaration that the figure depends on."""
+        """The hash of the code and of the declaration that the figure depends on: this world, this
+        feedback, these measures and methods, and all that they call.
+        """
+        runs = [dict(run) for run in self.runs.values()]
+        runs += [run["after"] for run in runs if "after" in run]
+        kinds = [given.get("kind", "pairs") for given in [self.feedback, *_each(runs, "feedback")]]
+        asked = [name for _, name in asked_of(self.measure)] + list(_each(runs, "by"))
         entries = catalogue()
-        used = {run["method"] for run in self.runs.values() if "method" in run}
-        families = {f"polyalign.methods.{entries[m]['family']}" for m in used if m in entries}
-        own = json.dumps(
-            [self.world, self.feedback, self.runs, self.measure, self.seeds, self.steps],
-            sort_keys=True,
-            default=str,
-        )
-        import hashlib
+        methods = [run["method"] for run in runs if run.get("method") in entries]
+        in_language = self.world["kind"] == "tiny_lm"
+        roots = {
+            f"{HERE}_runs:figure",
+            f"{HERE}_worlds:{self.world['kind']}",
+            *(f"{HERE}_feedback:{kind}" for kind in kinds),
+            *(f"{HERE}_measures:{name}" for name in asked),
+            *(declaration(entries[m]["family"], m) for m in methods),
+        }
+        digest = code_hash(*sorted(roots), without=() if in_language else LANGUAGE)
+        own = [self.world, self.feedback, self.runs, self.measure, self.seeds, self.steps]
+        text = json.dumps(own, sort_keys=True, default=str)
+        return hashlib.sha256(f"{digest}{text}".encode()).hexdigest()[:16]
 
-        digest = code_hash("polyalign.studies.claims_measures", *sorted(families))
-        return hashlib.sha256(f"{digest}{own}".encode()).hexdigest()[:16]
+
+HERE = "polyalign.studies.claims"
+LANGUAGE = (
+    "polyalign.environments",
+    "polyalign.policies.control",
+    "polyalign.policies.language",
+    "polyalign.studies.tiny_lm",
+    "polyalign.worlds.tiny_lm",
+)
+"""What an exact world does not enter, though the code that it shares names it."""
+
+
+def _each(runs: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
+    return [run[name] for run in runs if name in run]
 
 
 @dataclass(frozen=True)
@@ -202,7 +227,7 @@ def run(
 
     Each claim takes minutes at most, so an interrupted run loses one at most.
     """
-    from polyalign.studies.claims_measures import figure
+    from polyalign.studies.claims_runs import figure
 
     make_folder(results)
     for number, claim in enumerate(claims, 1):

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import polyalign
 from polyalign.errors import OptionError, nearest
 from polyalign.methods import catalogue, get
-from polyalign.studies.code import code_hash
+from polyalign.studies.code import code_hash, declaration
 
 Kind = Literal["base", "train", "shuffled", "again"]
 IMITATION = "sft"
@@ -109,20 +109,23 @@ class Job:
             "row": row,
             "seed": 0 if self.row.kind == "base" else self.seed,
             "version": polyalign.__version__,
-            "code": code_hash(*self.modules),
+            "code": code_hash(*self.roots),
         }
         text = json.dumps(parts, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
     @property
-    def modules(self) -> list[str]:
-        """The modules whose code can change the figures."""
-        room = "compare_world" if self.setup.world else "compare_cell"
-        found = [f"polyalign.studies.{room}"]
+    def roots(self) -> list[str]:
+        """The code that can change the figures, as :func:`.code.code_hash` takes it."""
+        cell = "compare_world:run_world_cell" if self.setup.world else "compare_cell:run_cell"
+        found = [f"polyalign.studies.{cell}"]
         if self.row.method:
             file, _, _ = self.row.method.rpartition(":")
             family = catalogue().get(self.row.method, {}).get("family")
-            found.append(file if file.endswith(".py") else f"polyalign.methods.{family}")
+            if file.endswith(".py"):
+                found.append(file)
+            elif family is not None:
+                found.append(declaration(family, self.row.method))
         return found
 
 

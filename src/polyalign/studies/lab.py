@@ -142,6 +142,20 @@ class LabRun:
         total = sum(self._gradient(batch) for batch in batches)
         return float(torch.as_tensor(total).abs().max()) / draws
 
+    def scatter(self) -> float:
+        """Variance of the policy update's gradient from one record to the next, summed over all
+        parameters, where the policy is now.
+        """
+        session = self.session
+        records, needs = stage_records(session), stage_needs(session)
+        each = []
+        for i in range(len(records)):
+            units = make_units(records, [i], needs, "lab", 0)
+            each.append(
+                self._gradient(draw(assemble(units, session.policy.encode), needs, "lab", 0))
+            )
+        return float(torch.stack(each).var(0).sum())
+
     def _gradient(self, batch: Batch, fresh: bool = False) -> Tensor:
         """The policy update's gradient over a batch, all parameters in one row [P].
 
