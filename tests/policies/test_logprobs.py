@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.profiler import ProfilerActivity, profile
 
-from polyalign.policies.language.logprobs import Head, token_quantities
+from polyalign.policies.language import logprobs
+from polyalign.policies.language.logprobs import TOKENS, Head, buffers, token_quantities
 from polyalign.policies.language.signals import AGAINST, LAW
 from polyalign.types import Rows
 from tests.policies import tiny
@@ -15,10 +19,10 @@ from tests.policies import tiny
 M, H, V = 7, 5, 11
 
 
-def head(trains=False, softcap=None, scale=1.0, bias=False) -> Head:
+def head(trains=False, softcap=None, scale=1.0, bias=False, tokens=V) -> Head:
     torch.manual_seed(0)
-    weight = torch.randn(V, H, dtype=torch.float64, requires_grad=trains)
-    shift = torch.randn(V, dtype=torch.float64) if bias else None
+    weight = torch.randn(tokens, H, dtype=torch.float64, requires_grad=trains)
+    shift = torch.randn(tokens, dtype=torch.float64, requires_grad=trains) if bias else None
     return Head(weight, shift, scale, softcap)
 
 
@@ -49,9 +53,12 @@ def expected(states, head, targets, other=None):
 @pytest.mark.parametrize("trains", [False, True], ids=["constant head", "trained head"])
 @pytest.mark.parametrize("want", [frozenset(), LAW | AGAINST], ids=["logp", "signals"])
 @pytest.mark.parametrize("chunk", [1, 3, 100])
+@pytest.mark.parametrize("wide", [TOKENS, 4], ids=["one chunk of tokens", "three chunks"])
 def test_values_and_gradients_are_those_of_full_logits_at_every_chunk_size(
-    shape, trains, want, chunk
+    shape, trains, want, chunk, wide, monkeypatch
 ):
+    monkeypatch.setattr(logprobs, "TOKENS", wide)
+    monkeypatch.setattr(logprobs, "LAWS_AT_ONCE", 2 * V)
     made = head(trains, **shape)
     torch.manual_seed(1)
     states = torch.randn(M, H, dtype=torch.float64, requires_grad=True)
@@ -61,7 +68,7 @@ def test_values_and_gradients_are_those_of_full_logits_at_every_chunk_size(
     hand = expected(states, made, targets, other)
     assert set(found) == {"logp"} | want
     up = {name: torch.randn(M, dtype=torch.float64) for name in found}
-    leaves = [states, made.weight] if trains else [states]
+    leaves = [states, *([p for p in (made.weight, made.bias) if p is not None] if trains else [])]
     for name, value in found.items():
         torch.testing.assert_close(value, hand[name], rtol=0, atol=1e-12)
     ours = torch.autograd.grad(sum((up[n] * found[n]).sum() for n in found), leaves)
@@ -86,6 +93,41 @@ def test_t40_chunk_size_changes_no_bit_pattern_that_matters_in_bfloat16(chunk, s
     for one, other in zip(results[0][1:], results[1][1:]):
         # Sums run in float32 and are rounded to bfloat16 once.
         torch.testing.assert_close(one.float(), other.float(), rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("want", [frozenset(), frozenset({"entropy", "kl(ref|policy)"})])
+def test_memory_is_bounded_by_a_constant_whatever_the_vocabulary(want):
+    """At 64 steps of 200,000 tokens all logits are 51 MB, and the signals would take many times it.
+
+    Held at once, beside weights and states: what the planner counts, which stops growing.
+    """
+    tokens, steps = 200_000, 64
+    made = Head(torch.randn(tokens, H))
+    states = torch.randn(steps, H, requires_grad=True)
+    other = (torch.randn(steps, H), made)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        found = token_quantities(states, made, torch.arange(steps), want, other if want else None)
+        sum(value.sum() for value in found.values()).backward()
+    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
+    peak = max(accumulate(held))
+    assert len(held) > 10
+    assert peak < buffers("cpu", tokens, bool(want)) + (1 << 20)
+    assert buffers("cpu", 10 * tokens, False) == buffers("cpu", tokens, False) < 4 * steps * tokens
+
+
+def test_a_law_alone_and_with_signals_has_the_same_log_probability(monkeypatch):
+    monkeypatch.setattr(logprobs, "TOKENS", 4)
+    torch.manual_seed(0)
+    states, weight = torch.randn(M, H), torch.randn(V, H)
+    targets = torch.randint(0, V, (M,))
+    alone = token_quantities(states, Head(weight), targets)
+    among = token_quantities(states, Head(weight), targets, frozenset({"entropy"}))
+    torch.testing.assert_close(alone["logp"], among["logp"], rtol=0, atol=1e-6)
+    assert torch.equal(
+        alone["logp"],
+        token_quantities(states.requires_grad_(), Head(weight), targets)["logp"].detach(),
+    )
 
 
 def test_no_steps_give_empty_quantities():

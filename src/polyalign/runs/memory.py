@@ -179,7 +179,7 @@ def budget_of(
 ) -> Budget:
     """The micro-batch that fits, by what the loaded model keeps; that of ``old`` stays."""
     from polyalign.policies.language.kept import bytes_per_token
-    from polyalign.policies.language.logprobs import CHUNK, FEWEST
+    from polyalign.policies.language.logprobs import buffers
 
     per_token = bytes_per_token(policy)
     updates = [update for stage in method.stages for update in stage.updates]
@@ -192,7 +192,7 @@ def budget_of(
         inputs=facts.hidden * facts.layers * policy.model.dtype.itemsize,
         layers=facts.layers,
         trainable=facts.trainable,
-        head=2 * 4 * max(CHUNK, FEWEST * vocabulary),
+        head=buffers(facts.device, vocabulary, any(u.objective.needs.signals for u in updates)),
     )
     largest = facts.survey.largest
     checkpointing = config.checkpointing
