@@ -47,7 +47,7 @@ def merge(adapter: str | Path, out: str | Path, *, dtype: str = "auto") -> float
         )
     before = _probe(policy)
     quantised.widen(policy.peft)
-    merged: Any = policy.peft.merge_and_unload()
+    merged: Any = quantised.as_configured(policy.peft.merge_and_unload())
     written = _stored(folders.adapter_base(folder)) if dtype == "auto" else getattr(torch, dtype)
     LanguagePolicy(merged, policy.tokenizer, live=False).save(out, written)
     after = _probe(LanguagePolicy.from_pretrained(out, dtype="float32", device="cpu", frozen=True))

@@ -185,7 +185,7 @@ def adopt(model: Any) -> Any:
     for name in ("is_loaded_in_4bit", "is_loaded_in_8bit", "is_quantized"):
         if hasattr(model, name):
             setattr(model, name, False)
-    model.hf_quantizer = None
+    model.hf_quantizer = model.quantization_method = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     return model
@@ -193,38 +193,38 @@ def adopt(model: Any) -> Any:
 
 def widen(model: Any, dtype: torch.dtype = torch.float32) -> Any:
     """Plain layers with the numbers of the packed ones in their place (the same model, changed)."""
-    from transformers.pytorch_utils import Conv1D
-
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    with torch.device("meta"):
-        plain = {
-            name for name, module in type(base)(base.config).named_modules()
-            if isinstance(module, Conv1D)
-        }  # fmt: skip
-    for path, parent in list(base.named_modules()):
+    for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if not isinstance(child, QuantisedLinear):
-                continue
-            own = path if name == "base_layer" else f"{path}.{name}".lstrip(".")
-            setattr(parent, name, _whole(child, dtype, transposed=own in plain))
+            if isinstance(child, QuantisedLinear):
+                setattr(parent, name, _linear(child.packed.wide(dtype), child.bias))
     return model
 
 
-def _whole(layer: QuantisedLinear, dtype: torch.dtype, transposed: bool) -> nn.Module:
+def as_configured(model: Any) -> Any:
+    """A widened model with the kinds of layers that its configuration names: GPT-2's hold their
+    weights transposed, and were turned when they were packed.
+    """
     from transformers.pytorch_utils import Conv1D
 
-    weight = layer.packed.wide(dtype)
-    outputs, inputs = weight.shape
     with torch.device("meta"):
-        made: Any
-        if transposed:
-            made = Conv1D(outputs, inputs)
-            weight = weight.t().contiguous()
-        else:
-            made = nn.Linear(inputs, outputs, bias=layer.bias is not None)
+        named = type(model)(model.config).named_modules()
+    turned = {name for name, module in named if isinstance(module, Conv1D)}
+    for path, parent in list(model.named_modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear) and f"{path}.{name}" in turned:
+                layer = Conv1D(child.out_features, child.in_features)
+                layer.weight = nn.Parameter(child.weight.detach().t().contiguous())
+                layer.bias = child.bias
+                setattr(parent, name, layer)
+    return model
+
+
+def _linear(weight: Tensor, bias: Any) -> nn.Linear:
+    with torch.device("meta"):
+        made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     made.weight = nn.Parameter(weight, requires_grad=False)
-    if layer.bias is not None:
-        made.bias = nn.Parameter(layer.bias.detach().to(dtype), requires_grad=False)
+    if bias is not None:
+        made.bias = nn.Parameter(bias.detach().to(weight.dtype), requires_grad=False)
     return made
 
 
