@@ -60,7 +60,8 @@ def test_comments_docstrings_and_what_is_not_called_are_no_change(tmp_path):
     file = tmp_path / "mine.py"
     plain = hashed(file, PLAIN)
     assert hashed(file, PLAIN.replace("(x):", '(x):\n    """Adds."""\n    # one')) == plain
-    assert hashed(file, PLAIN.replace("other(x):\n    return x", "other(x):\n    return 2")) == plain
+    changed = PLAIN.replace("other(x):\n    return x", "other(x):\n    return 2")
+    assert hashed(file, changed) == plain
     assert hashed(file, PLAIN + "\ndef new():\n    return f(1)\n") == plain
 
 
