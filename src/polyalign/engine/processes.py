@@ -1,7 +1,8 @@
 """What several processes must agree on; with one process everything here is the identity.
 
 Processes are started by ``torchrun`` (or anything else that sets RANK, WORLD_SIZE, LOCAL_RANK,
-MASTER_ADDR and MASTER_PORT); every process holds the whole policy and a share of each step's units.
+MASTER_ADDR and MASTER_PORT); every process holds the whole policy (or a part of it, see
+:mod:`sharding`) and a share of each step's units.
 """
 
 from __future__ import annotations
@@ -73,6 +74,8 @@ def add_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     if count() == 1:
         return
     for parameter in parameters:
+        if hasattr(parameter, "device_mesh"):
+            continue  # sharded: summed as it was made
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         dist.all_reduce(parameter.grad)

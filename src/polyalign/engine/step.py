@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from polyalign.engine import processes
+from polyalign.engine import processes, sharding
 from polyalign.engine.scoring import (
     Cast,
     attach,
@@ -179,10 +179,9 @@ class Engine:
             return state
         needs = objective.needs
         roles = needs.statistics or needs.roles
-        parts = [
-            self._score(update, batch.take(units, roles), grad=False)
-            for units in cut(batch, self.budget)
-        ]
+        cuts = [batch.take(units, roles) for units in cut(batch, self.budget)]
+        parts = [self._score(update, part, grad=False) for part in cuts]
+        self._keep_step(update, cuts, grad=False)
         shares = processes.gather(strip(concatenate(parts)))
         with torch.no_grad():
             return objective.before(attach(concatenate(shares), self.cast.modules), state)
@@ -191,6 +190,15 @@ class Engine:
         scored = scores(self.cast, part, update.objective.needs, update.trains, grad)
         check_finite(scored, part)
         return scored
+
+    def _keep_step(self, update: Update, parts: Sequence[Batch], grad: bool) -> None:
+        """Where the policy is sharded: ask it as often as the process with the most parts does."""
+        if not sharding.in_lockstep(self.cast.policy):
+            return
+        for _ in range(sharding.missing(parts)):
+            scored = self._score(update, parts[-1].take(torch.tensor([0])), grad)
+            if scored.logp.requires_grad:
+                (0.0 * scored.logp).sum().backward()
 
     def _separable(self, update: Update, batch: Batch, state: State, grad: bool) -> Report:
         """Units do not touch: each micro-batch is scored and back-propagated by itself."""
@@ -211,6 +219,8 @@ class Engine:
                     )
                     for part in parts
                 ]
+            if needs.modules:
+                self._keep_step(update, parts, grad=False)
             denominators = _weights(blanks)
         tally, value, seen = Tally(), 0.0, []
         for part in parts:
@@ -230,6 +240,7 @@ class Engine:
             seen.append(Loss(tuple(Term(t.weight, t.weight, 1.0, t.name) for t in loss.terms)))
             for name, term in loss.metrics.items():
                 tally.add(name, term)
+        self._keep_step(update, parts, grad)
         if several:
             _same(denominators or {}, _weights(seen))
         return self._report(value, tally, parts)
@@ -244,6 +255,7 @@ class Engine:
         parts = [batch.take(units, needs.roles) for units in cut(batch, self.budget)]
         direct = len(parts) == 1 and processes.count() == 1
         first = [self._score(update, part, grad and direct) for part in parts]
+        self._keep_step(update, parts, grad=False)
         own = strip(concatenate(first))
         shares = processes.gather(_detached(own)) if processes.count() > 1 else [own]
         if not direct:
@@ -261,6 +273,7 @@ class Engine:
             value.backward()
             if not direct:
                 self._second_pass(update, parts, first, own)
+                self._keep_step(update, parts, grad)
         share = float(value.detach()) / processes.count()
         return self._report(share, tally, parts)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from polyalign.engine import processes
+from polyalign.engine import processes, sharding
 from polyalign.errors import DataError
 from polyalign.feedback.conditioning import Condition
 from polyalign.feedback.draws import draw
@@ -134,8 +134,12 @@ def stage_records(session: Session) -> Sequence[Record]:
 
         # One process makes them: samples of two devices may differ in the last bit.
         known = session.hooks.get(name)
+        anew = processes.gather(known is None)[0]
+        if anew and sharding.in_lockstep(session.policy):
+            # A sharded policy is asked by all together; they take what the first was told.
+            known = make()
         kept = processes.first(lambda: make() if known is None else known)
-        if processes.gather(known is None)[0]:
+        if anew:
             session.hooks.put(name, kept)
         records = [load(data) for data in kept]
     if not len(records):

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from polyalign.engine import processes
+from polyalign.engine import processes, sharding
 from polyalign.engine.scoring import Cast
 from polyalign.engine.step import Engine, Report, cut
 from polyalign.errors import NeedsError, NumericsError
@@ -296,7 +296,7 @@ class Session:
         optimizer, parameters = self.optimizers[name], list(self.parameters[name].values())
         processes.add_gradients(parameters)
         limit = self.settings.clip if self.settings.clip is not None else float("inf")
-        norm = float(nn.utils.clip_grad_norm_(parameters, limit))
+        norm = sharding.total_norm(nn.utils.clip_grad_norm_(parameters, limit))
         if norm != norm or norm == float("inf"):
             raise NumericsError(
                 f"The gradient of '{name}' is not finite at step {self.position['step'] + 1}.",
@@ -324,7 +324,7 @@ class Session:
             spec = stage.reference(name)
             if spec.every and self.position["stage_step"] % spec.every == 0:
                 own, now = policy.tensors(), self.policy.tensors()
-                policy.load({k: own[k].lerp(now[k].to(own[k]), spec.mix) for k in own})
+                policy.load({k: own[k].lerp(now[k].to(own[k].dtype), spec.mix) for k in own})
 
     def with_references(self, batch: Batch) -> Batch:
         """The batch with cached reference log-probabilities where the stage's references stand

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from polyalign.engine.sharding import cut_as
 from polyalign.errors import OptionError, nearest
 from polyalign.optimizers import eight
 
@@ -70,7 +71,7 @@ def import_state(
     for name, memory in state.items():
         parameter = parameters[name]
         optimizer.state[parameter] = {
-            key: value.clone().to(parameter.device if key != "step" else "cpu")
+            key: (value if key == "step" else cut_as(value, parameter)).clone()
             if isinstance(value, torch.Tensor)
             else value
             for key, value in memory.items()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from polyalign.engine import sharding
 from polyalign.feedback.draws import identities, length
 from polyalign.protocols import Policy
 from polyalign.types import Batch
@@ -33,8 +34,11 @@ class Cache:
         """
         names = identities(batch.rows)
         new: dict[str, Tensor] = {}
-        if any(name not in self.rows for name in names):
-            for units in cut(batch):
+        parts = cut(batch) if any(name not in self.rows for name in names) else []
+        if sharding.in_lockstep(self.reference):
+            parts += [torch.tensor([0])] * sharding.missing(parts)
+        if parts:
+            for units in parts:
                 part = batch.take(units)
                 with torch.no_grad():
                     logp = self.reference.score(part.rows, frozenset(), part.draws).logp.cpu()

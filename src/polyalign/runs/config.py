@@ -86,6 +86,9 @@ class TrainConfig(BaseModel):
     quantize: Literal["4bit", "8bit"] | None = Field(
         None, description="hold the base of adapters in few bits (bitsandbytes)"
     )
+    fsdp: bool = Field(
+        False, description="lay weights, gradients and optimizer state in parts on all processes"
+    )
     dtype: Literal["float32", "bfloat16", "float64"] | None = Field(
         None, description="of weights and activations (default: what the device does best)"
     )

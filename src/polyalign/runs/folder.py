@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from polyalign.engine import checkpoint, processes
+from polyalign.engine import checkpoint, processes, sharding
 from polyalign.engine.storage import append_line, explain, make_folder, read_lines, truncate_lines
 from polyalign.errors import Interrupted, RunError
 from polyalign.evaluation.diagnosis import advise
@@ -129,17 +129,19 @@ class FolderHooks:
         # A signal may reach one process before another; they stop at the same boundary.
         stopping = next((why for why in processes.gather(self.stopping) if why), None)
         if due or stopping:
-            processes.first(lambda: self.save(session))
+            self.save(session)
         if stopping:
             raise Interrupted(
                 f"Stopped by {stopping} after step {step}; everything is saved.",
                 f"Continue with: polyalign train --resume {self.folder.path}",
             )
         if session.loop_state.get("early", {}).get("bad", 0) >= self.config.patience:
-            processes.first(lambda: self.save(session))
+            self.save(session)
             raise Ended
 
     def put(self, name: str, value: Any, own: bool = False) -> None:
+        value = value if own else sharding.gathered(value)
+
         def write() -> None:
             checkpoint.save(self.folder / "kept" / name, {"value": value}, step=0, keep=1)
 
@@ -156,13 +158,14 @@ class FolderHooks:
     # Its own
 
     def save(self, session: Session) -> None:
-        """Write a checkpoint of this boundary, once."""
+        """Write a checkpoint of this boundary, once; all processes call it together."""
         step = session.position["step"]
         if self.saved == step:
             return
-        checkpoint.save(
-            self.folder / "checkpoints", session.state(), step=step, keep=self.config.keep
-        )
+        folder, keep = self.folder / "checkpoints", self.config.keep
+        shared = sharding.in_lockstep(session.policy)
+        tree = sharding.gathered(session.state()) if shared or processes.rank() == 0 else {}
+        processes.first(lambda: checkpoint.save(folder, tree, step=step, keep=keep))
         self.saved = step
 
     def _advise(self) -> None:

@@ -23,7 +23,7 @@ from polyalign.runs.memory import Budget
 BOUND = (
     "method", "hyper", "seed", "records", "data", "model", "batch", "micro", "epochs", "max_steps",
     "lr", "module_lr", "optimizer", "schedule", "warmup", "full", "lora", "quantize", "dtype",
-    "device", "threads", "max_length", "torch", "processes",
+    "device", "threads", "max_length", "torch", "processes", "fsdp",
 )  # fmt: skip
 """What must be the same for a resumed run to be bit for bit the uninterrupted one."""
 
@@ -158,6 +158,7 @@ def make_plan(
         "device": facts.device,
         "threads": torch.get_num_threads(),
         "processes": processes,
+        "fsdp": config.fsdp,
         "max_length": config.max_length,
         "parameters": facts.parameters,
         "trainable": facts.trainable,

@@ -67,6 +67,7 @@ def start_policy(config: TrainConfig) -> LanguagePolicy:
         assistant=config.assistant,
         seed=config.seed,
         quantize=config.quantize,
+        fsdp=config.fsdp,
         trust_remote_code=config.trust_remote_code,
     )
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 
-from polyalign.engine import checkpoint, processes
+from polyalign.engine import checkpoint, processes, sharding
 from polyalign.engine.storage import append_line, write_json_atomic, write_text_atomic
 from polyalign.errors import ModelError, OptionError, RunError
 from polyalign.evaluation.subject import open_beside
@@ -43,6 +43,7 @@ from polyalign.runs.prepare import (
     slots_of,
     survey,
 )
+from polyalign.runs.several import check
 from polyalign.runs.start import parameters, start_policy
 
 CACHED_FROM = 2000
@@ -80,69 +81,84 @@ def prepare(
             "not do.",
             "Choose a method for language models: polyalign methods",
         )
-    refuse_unused(config, declaration, method)
-    records, refused, notes = read_records(config.data, declaration, config)
-    folder = RunFolder(config.output)
-    folder.create()
-    writes = processes.rank() == 0
-    if writes:
-        (folder / "rejects.jsonl").unlink(missing_ok=True)
-        for row in refused:
-            append_line(
-                folder / "rejects.jsonl",
-                {"file": str(row.file), "row": row.row, "field": row.field, "reason": row.reason},
+    with processes.agreed():
+        check(config, method)
+        refuse_unused(config, declaration, method)
+        records, refused, notes = read_records(config.data, declaration, config)
+        folder = RunFolder(config.output)
+        folder.create()
+        writes = processes.rank() == 0
+        if writes:
+            (folder / "rejects.jsonl").unlink(missing_ok=True)
+            for row in refused:
+                append_line(
+                    folder / "rejects.jsonl",
+                    {
+                        "file": str(row.file),
+                        "row": row.row,
+                        "field": row.field,
+                        "reason": row.reason,
+                    },
+                )
+        policy = start_policy(config)
+        watcher.note(f"Model {config.model}: {parameters(policy) / 1e6:.0f} million parameters.")
+        reject = Rejected(rejecter(folder / "rejects.jsonl") if writes else None)
+        kept, measured = survey(records, policy, method, reject, watcher.progress)
+        if len(kept) < len(records):
+            notes += [
+                f"{told} (listed in rejects.jsonl)." for told in reject.told(config.max_length)
+            ]
+            records = chosen(records, kept)
+        if measured.truncated:
+            notes.append(
+                f"{measured.truncated} examples are cut at max_length={config.max_length}."
             )
-    policy = start_policy(config)
-    watcher.note(f"Model {config.model}: {parameters(policy) / 1e6:.0f} million parameters.")
-    reject = Rejected(rejecter(folder / "rejects.jsonl") if writes else None)
-    kept, measured = survey(records, policy, method, reject, watcher.progress)
-    if len(kept) < len(records):
-        notes += [f"{told} (listed in rejects.jsonl)." for told in reject.told(config.max_length)]
-        records = chosen(records, kept)
-    if measured.truncated:
-        notes.append(f"{measured.truncated} examples are cut at max_length={config.max_length}.")
-    held_out: Sequence[Record] = ()
-    for name in ("early_stopping", "eval_every"):
-        if getattr(config, name) and not config.eval_data:
-            raise OptionError(
-                f"{name}={getattr(config, name)} needs held-out data, and none are given.",
-                "Add --eval-data FILE (make one with: polyalign data split), or leave it out.",
+        held_out: Sequence[Record] = ()
+        for name in ("early_stopping", "eval_every"):
+            if getattr(config, name) and not config.eval_data:
+                raise OptionError(
+                    f"{name}={getattr(config, name)} needs held-out data, and none are given.",
+                    "Add --eval-data FILE (make one with: polyalign data split), or leave it out.",
+                )
+        if config.eval_data:
+            held_out, _, more = read_records(config.eval_data, declaration, replace_limit(config))
+            notes += [f"held out: {note}" for note in more]
+            unusable = Rejected()
+            usable, _ = survey(held_out, policy, method, unusable, watcher.progress)
+            notes += [f"held out: {told}." for told in unusable.told(config.max_length)]
+            held_out = chosen(held_out, usable)
+        data = data_fingerprint(records)
+        if len(records) >= CACHED_FROM:
+            policy.tokens = TokenCache.open(
+                policy.template, data, lambda: slots_of(records, method)
             )
-    if config.eval_data:
-        held_out, _, more = read_records(config.eval_data, declaration, replace_limit(config))
-        notes += [f"held out: {note}" for note in more]
-        unusable = Rejected()
-        usable, _ = survey(held_out, policy, method, unusable, watcher.progress)
-        notes += [f"held out: {told}." for told in unusable.told(config.max_length)]
-        held_out = chosen(held_out, usable)
-    data = data_fingerprint(records)
-    if len(records) >= CACHED_FROM:
-        policy.tokens = TokenCache.open(policy.template, data, lambda: slots_of(records, method))
-    facts = Facts(
-        parameters=parameters(policy),
-        trainable=sum(p.numel() for p in policy.trainable().values()),
-        hidden=int(getattr(policy.model.config, "hidden_size", 512)),
-        layers=int(getattr(policy.model.config, "num_hidden_layers", 12)),
-        model=fingerprint(resolve(config.model, trust_remote_code=config.trust_remote_code)),
-        data=data,
-        full=policy.peft is None,
-        dtype=str(policy.trunk.autocast or policy.model.dtype).removeprefix("torch."),
-        device=str(policy.device),
-        survey=measured,
-        notes=[*notes, *([held] if (held := quantised.told(policy.model)) else [])],
-        quantize=policy.quantize,
-    )
-    settings = settings_of(config, declaration, facts, config.micro or 1)
-    room = budget_of(policy, config, method, facts, settings.batch, old_plan or {})
-    if room.checkpointing:
-        policy.trunk.checkpoint_layers()
-    settings = replace(settings, budget=room.micro)
-    plan = make_plan(
-        config, declaration, method, settings, facts, room, processes.count(), records
-    )
-    if held_out and not settings.eval_every:
-        settings = replace(settings, eval_every=max(1, plan["steps"] // 5))
-    judge = load_judge(config.judge) if config.judge else _own_judge(records)
+        facts = Facts(
+            parameters=parameters(policy),
+            trainable=sum(p.numel() for p in policy.trainable().values()),
+            hidden=int(getattr(policy.model.config, "hidden_size", 512)),
+            layers=int(getattr(policy.model.config, "num_hidden_layers", 12)),
+            model=fingerprint(resolve(config.model, trust_remote_code=config.trust_remote_code)),
+            data=data,
+            full=policy.peft is None,
+            dtype=str(policy.trunk.dtype).removeprefix("torch."),
+            device=str(policy.device),
+            survey=measured,
+            notes=[*notes, *([held] if (held := quantised.told(policy.model)) else [])],
+            quantize=policy.quantize,
+        )
+    # Sharded weights are asked by all processes together, so all must have come so far.
+    with processes.agreed():
+        settings = settings_of(config, declaration, facts, config.micro or 1)
+        room = budget_of(policy, config, method, facts, settings.batch, old_plan or {})
+        if room.checkpointing:
+            policy.trunk.checkpoint_layers()
+        settings = replace(settings, budget=room.micro)
+        plan = make_plan(
+            config, declaration, method, settings, facts, room, processes.count(), records
+        )
+        if held_out and not settings.eval_every:
+            settings = replace(settings, eval_every=max(1, plan["steps"] // 5))
+        judge = load_judge(config.judge) if config.judge else _own_judge(records)
     return Prepared(declaration, config, method, policy, records, held_out, settings, plan, judge)
 
 
@@ -182,8 +198,8 @@ def train(
     if folder.finished:
         watcher.note(f"{folder.path} is finished already.")
         return folder
+    ready = prepare(declaration, config, watcher, old_plan=old)
     with processes.agreed():
-        ready = prepare(declaration, config, watcher, old_plan=old)
         if old is not None and not replan:
             compare(old, ready.plan)
     for note in ready.plan["notes"]:
@@ -227,9 +243,13 @@ def train(
                 ready.policy.load(best)
             watcher.note(f"Stopped early: {config.early_stopping} no longer improves.")
     loggers.close()
-    if processes.rank() == 0:
+    # A sharded policy is sampled and gathered by all processes together.
+    together = sharding.in_lockstep(ready.policy)
+    weights = ready.policy.gathered() if together else None
+    if together or processes.rank() == 0:
         _samples(session, folder, config, watcher)
-        _finish(session, folder, ready)
+    if processes.rank() == 0:
+        _finish(session, folder, ready, weights)
     return folder
 
 
@@ -287,19 +307,21 @@ def _samples(session: Session, folder: RunFolder, config: TrainConfig, watcher: 
         with torch.no_grad():
             drawn = policy.sample([p for _, p in chosen], 1, how, [0] * len(chosen))
         sides.append(drawn.payloads)
+    if processes.rank() != 0:
+        return
     (folder / "samples.jsonl").unlink(missing_ok=True)
     for (key, prompt), before, after in zip(chosen, *sides, strict=True):
         line = {"key": key, "prompt": prompt, "before": before, "after": after}
         append_line(folder / "samples.jsonl", line)
 
 
-def _finish(session: Session, folder: RunFolder, ready: Prepared) -> None:
-    """Write ``final/`` whole, then give it its name."""
+def _finish(session: Session, folder: RunFolder, ready: Prepared, weights: Any) -> None:
+    """Write ``final/`` whole, then give it its name; ``weights`` where they were gathered."""
     making = folder.path / f".final-{os.getpid()}-{threading.get_ident()}"
     shutil.rmtree(making, ignore_errors=True)
     condition = epochs.condition(session)
     try:
-        ready.policy.save(making)
+        ready.policy.save(making, weights=weights)
         write_json_atomic(
             making / "polyalign.json",
             {

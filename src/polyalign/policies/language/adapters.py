@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from polyalign.engine.sharding import cut_as, local
 from polyalign.errors import ModelError, nearest
 
 LIVE = "default"
@@ -129,8 +130,8 @@ def twin(module: nn.Module, own: Iterable[nn.Parameter]) -> Any:
     return copy.deepcopy(module, shared)
 
 
-def set_parameters(parameters: dict[str, nn.Parameter], tensors: dict[str, Tensor]) -> None:
-    """Copy tensors into parameters of the same names and shapes.
+def set_parameters(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Copy tensors into parameters of the same names and shapes; sharded ones take their part.
 
     Raises :class:`ModelError` naming what is missing, unknown or of another shape.
     """
@@ -151,4 +152,5 @@ def set_parameters(parameters: dict[str, nn.Parameter], tensors: dict[str, Tenso
         )
     with torch.no_grad():
         for name, tensor in tensors.items():
-            parameters[name].copy_(tensor)
+            parameter = parameters[name]
+            local(parameter).copy_(local(cut_as(tensor, parameter)))

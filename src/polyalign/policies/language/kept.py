@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from polyalign.engine.sharding import is_sharded
 from polyalign.policies.language.policy import LanguagePolicy
 from polyalign.types import Row, Rows
 
@@ -23,11 +24,13 @@ def _kept(policy: LanguagePolicy, tokens: int) -> int:
     """Bytes that the graph of one row of ``tokens`` tokens keeps beside the parameters."""
     steps = torch.arange(tokens // 2) % policy.trunk.config.vocab_size
     row = Row(tuple(steps.tolist()), steps, torch.ones(len(steps), dtype=torch.bool))
-    known = {p.untyped_storage().data_ptr() for p in policy.model.parameters()}
+    known = _weights(policy)
     held: dict[int, int] = {}
 
     def pack(x: Tensor) -> Tensor:
         storage = x.untyped_storage()
+        if policy.lockstep:
+            known.update(_weights(policy))  # layers come and go
         if storage.data_ptr() not in known:
             held[storage.data_ptr()] = storage.nbytes()
         return x
@@ -37,3 +40,9 @@ def _kept(policy: LanguagePolicy, tokens: int) -> int:
         states, _ = policy.states(Rows.collate([row]))
     del states  # until here it held all that was counted
     return sum(held.values())
+
+
+def _weights(policy: LanguagePolicy) -> set[int]:
+    """Where the weights lie that are here now."""
+    here = (p for p in policy.model.parameters() if not is_sharded(p))
+    return {p.untyped_storage().data_ptr() for p in here}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,8 @@ from polyalign.policies.language import adapters, quantised
 from polyalign.policies.language.adapters import LoraSpec
 from polyalign.policies.language.cache import TokenCache
 from polyalign.policies.language.folders import NOTE
-from polyalign.policies.language.layout import Kind, lay, passes
-from polyalign.policies.language.logprobs import token_quantities
+from polyalign.policies.language.layout import lay, passes
+from polyalign.policies.language.logprobs import Head, token_quantities
 from polyalign.policies.language.signals import AGAINST, LAW, ROW, two_laws
 from polyalign.policies.language.stop_words import stop_words
 from polyalign.policies.language.template import Encoded, Template
@@ -25,6 +26,8 @@ from polyalign.policies.language.trunk import Trunk
 from polyalign.policies.modules import Logits, known_options
 from polyalign.protocols import Policy, PolicyScores, Rollout, Sampling
 from polyalign.types import Row, Rows, signal
+
+T = TypeVar("T")
 
 
 class LanguagePolicy:
@@ -75,6 +78,7 @@ class LanguagePolicy:
         attn: str | None = None,
         quantize: quantised.Bits | None = None,
         trust_remote_code: bool = False,
+        fsdp: bool = False,
     ) -> LanguagePolicy:
         """Load a model folder, cached name or hub id; an adapter folder goes on from its adapter.
 
@@ -82,7 +86,8 @@ class LanguagePolicy:
         ``frozen``. ``dtype`` is that of the computation (default float32 on a CPU, bfloat16 on a
         GPU); whatever trains is held in float32. ``checkpointing`` computes each layer again in
         the backward pass instead of keeping it. ``quantize`` holds the base in 4 or 8 bits, under
-        an adapter or frozen; the base of an adapter is as it was in training.
+        an adapter or frozen; the base of an adapter is as it was in training. ``fsdp`` lays
+        weights, gradients and optimizer state in parts on all processes.
 
         Raises :class:`ModelError` when model, tokenizer, adapter and options do not fit.
         """
@@ -109,7 +114,12 @@ class LanguagePolicy:
         held = torch.promote_types(compute, torch.float32) if whole else compute
         base = str(folders.adapter_base(folder)) if adapted else str(path)
         model = models.load_model(
-            base, dtype=held, device=str(device), quantize=quantize, **options
+            # Parts go to their device as they are cut; the whole might not fit there.
+            base,
+            dtype=held,
+            device="cpu" if fsdp else str(device),
+            quantize=quantize,
+            **options,
         )
         tokenizer = models.load_tokenizer(folder, trust_remote_code=trust_remote_code)
         models.check_vocabulary(model, tokenizer)
@@ -120,7 +130,8 @@ class LanguagePolicy:
             peft = adapters.attach(model, lora, seed, base)
         if peft is not None:
             model = peft.get_base_model()
-        trunk = Trunk(model, autocast=compute if held != compute else None)
+        narrow = compute if held != compute else None
+        trunk = Trunk(model, autocast=None if fsdp else narrow)
         if checkpointing:
             trunk.checkpoint_layers()
         policy = cls(
@@ -138,12 +149,25 @@ class LanguagePolicy:
             parameter.requires_grad_(whole)
         for parameter in policy.trainable().values():
             parameter.requires_grad_(True)
+        if fsdp:
+            from polyalign.policies.language.sharded import Shards
+
+            trunk.shards = Shards(model, device, narrow)
         return policy
 
     @property
     def device(self) -> torch.device:
         found: torch.device = self.trunk.device
         return found
+
+    @property
+    def lockstep(self) -> bool:
+        """Whether all processes must ask it equally often, as its weights are sharded."""
+        return self.trunk.shards is not None
+
+    def present(self) -> AbstractContextManager[None]:
+        """Within, the model holds this policy's values; a sharded constant's come and go."""
+        return nullcontext()
 
     @property
     def offers(self) -> frozenset[str]:
@@ -178,8 +202,6 @@ class LanguagePolicy:
                 nearest(name, LAW | AGAINST | ROW),
             )
         n, t = rows.mask.shape
-        kind = self.trunk.layout(rows)
-        states, own = self.states(rows, kind)
         reference = None
         if two_laws(want):
             other = (against or {}).get("ref")
@@ -189,9 +211,14 @@ class LanguagePolicy:
                     "Use a reference by weights (start, previous or a model folder).",
                 )
             with torch.no_grad():
-                reference = (other.states(rows, kind)[0], other.trunk.head)
-        targets = rows.steps.to(own.device).flatten()[own]
-        found = token_quantities(states, self.trunk.head, targets, want - ROW, reference)
+                reference = other.law(rows)
+
+        def compute() -> tuple[Tensor, dict[str, Tensor]]:
+            states, own = self._states(rows)
+            targets = rows.steps.to(own.device).flatten()[own]
+            return own, token_quantities(states, self.trunk.head, targets, want - ROW, reference)
+
+        own, found = self._asked(compute)
 
         def placed(values: Tensor) -> Tensor:
             out = values.new_zeros(n * t)
@@ -209,18 +236,43 @@ class LanguagePolicy:
             self._stop_words = stop_words(self.tokenizer, self.trunk.config.vocab_size)
         return self._stop_words
 
-    def states(self, rows: Rows, kind: Kind | None = None) -> tuple[Tensor, Tensor]:
+    def _asked(self, compute: Callable[[], T]) -> T:
+        """What ``compute`` gives with this policy's weights at hand."""
+        with self.present():
+            self.trunk.layout()
+            return self.trunk.within(compute)
+
+    def law(self, rows: Rows) -> tuple[Tensor, Head]:
+        """The states [M, H] before the rows' own steps, and the head that reads them."""
+
+        def compute() -> tuple[Tensor, Head]:
+            head = self.trunk.head
+            # A gathered head goes when the pass ends.
+            return self._states(rows)[0], head.copy() if self.lockstep else head
+
+        return self._asked(compute)
+
+    def states(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """The states [M, H] that predict the rows' own steps, and the steps' places [M].
 
         A place is an index into [N * T]. The steps are in the order of their places, so two
         policies' states belong together.
         """
-        kind = kind or self.trunk.layout(rows)
+        return self._asked(lambda: self._states(rows))
+
+    def _states(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        kind = self.trunk.layout(rows)
         states, places = [], []
         for index in passes(rows, kind):
             laid = lay(rows, kind, index).to(self.device)
             states.append(self.trunk.states(laid))
             places.append(laid.own)
+        shards = self.trunk.shards
+        for _ in range(0 if shards is None else shards.passes(len(states))):
+            # Another process has more to compute: a pass for nothing, but part of the graph.
+            idle = lay(_ONE_TOKEN, "plain").to(self.device)
+            states.append((0.0 * self.trunk.states(idle))[:0])
+            places.append(idle.own[:0])
         if not states:
             nothing = torch.zeros(0, dtype=torch.long, device=self.device)
             return self.trunk.no_states(), nothing
@@ -231,10 +283,15 @@ class LanguagePolicy:
     def sample(
         self, contexts: Sequence[Any], n: int, how: Sampling, seeds: Sequence[int]
     ) -> Rollout:
-        """``n`` completions a context, row ``i`` drawn with ``seeds[i]``, whatever is beside it."""
+        """``n`` completions a context, row ``i`` drawn with ``seeds[i]``, whatever is beside it.
+
+        Sharded weights are gathered once for all steps: nobody knows how many there will be.
+        """
         from polyalign.policies.language.generate import generate
 
-        return generate(self, contexts, n, how, seeds)
+        shards = self.trunk.shards
+        with self.present(), nullcontext() if shards is None else shards.whole():
+            return generate(self, contexts, n, how, seeds)
 
     def freeze(self) -> LanguagePolicy:
         """This policy as it is now, as a constant.
@@ -242,6 +299,10 @@ class LanguagePolicy:
         The base of an adapter is shared. An adapter that changes nothing yet costs nothing: the
         constant computes without it. A constant's constant has weights of its own to ``load``.
         """
+        if self.lockstep:
+            from polyalign.policies.language.sharded import Constant
+
+            return Constant.of(self)
         wrapped = self.peft if self.peft is not None else self.model
         wrapped = adapters.twin(wrapped, self._parameters().values())
         model = wrapped if self.peft is None else wrapped.get_base_model()
@@ -296,11 +357,27 @@ class LanguagePolicy:
             )
         return Value(self, **options)
 
-    def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
+    def gathered(self) -> dict[str, Tensor] | None:
+        """What :meth:`save` writes of sharded weights, whole, in process 0; None elsewhere.
+
+        All processes call it together.
+        """
+        from polyalign.policies.language.sharded import whole_state
+
+        return whole_state(self.model if self.peft is None else self.peft, self.peft is not None)
+
+    def save(
+        self,
+        folder: str | Path,
+        dtype: torch.dtype | None = None,
+        *,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> Path:
         """Write a folder that `transformers` (or `peft`, for an adapter) loads: safetensors only.
 
         ``dtype`` is that of the written weights (default: as held); tokenizer and chat template
-        are written along, and how an adapter's base was quantised. Raises :class:`ModelError` for
+        are written along, and how an adapter's base was quantised. ``weights`` are those of
+        :meth:`gathered`, where the policy is sharded. Raises :class:`ModelError` for
         a quantised model without an adapter.
         """
         folder = Path(folder)
@@ -311,14 +388,21 @@ class LanguagePolicy:
             )
         folder.mkdir(parents=True, exist_ok=True)
         model = self.model if self.peft is None else self.peft
-        if dtype is not None:
-            model = copy.deepcopy(model).to(dtype)
-        model.save_pretrained(folder)
+        if weights is not None:
+            model.save_pretrained(folder, state_dict=dict(weights))
+        elif dtype is not None:
+            copy.deepcopy(model).to(dtype).save_pretrained(folder)
+        else:
+            model.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)  # peft's own, empty model card
         self.tokenizer.save_pretrained(folder)
         if self.peft is not None and self.quantize is not None:
             (folder / NOTE).write_text(json.dumps({"quantize": self.quantize}) + "\n")
         return folder
+
+
+_ONE_TOKEN = Rows.collate([Row((0,), torch.tensor([0]), torch.tensor([True]))])
+"""The smallest row there is."""
 
 
 def _template(model: Any, tokenizer: Any, **limits: Any) -> Template:
