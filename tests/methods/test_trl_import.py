@@ -300,12 +300,25 @@ def test_a_mixture_of_data_keeps_its_paths():
 
 
 def test_flags_without_a_counterpart_say_so_and_those_that_are_off_are_silent():
-    got = dpo(push_to_hub=True, load_in_4bit=True, load_in_8bit=False, padding_free=True)
+    got = dpo(push_to_hub=True, load_in_8bit=False, padding_free=True)
     assert "uploads nothing" in note(got, "push_to_hub").differs
-    assert "not quantised" in note(got, "load_in_4bit").differs
     assert note(got, "load_in_8bit").differs is None
     assert "loss is not touched" in note(got, "padding_free").differs
-    assert all(note(got, f).became is None for f in ("push_to_hub", "load_in_4bit", "padding_free"))
+    assert all(note(got, f).became is None for f in ("push_to_hub", "load_in_8bit", "padding_free"))
+
+
+@pytest.mark.parametrize("flag", ["load_in_4bit", "load_in_8bit"])
+def test_a_base_in_few_bits_stays_one(flag):
+    got = dpo(use_peft=True, **{flag: True})
+    assert got.options["quantize"] == flag.removeprefix("load_in_")
+    assert note(got, flag).differs is None
+
+
+@pytest.mark.parametrize("name", ["adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit"])
+def test_averages_in_8_bits_stay_so(name):
+    got = dpo(optim=name)
+    assert got.options["optimizer"] == "adamw_8bit"
+    assert (note(got, "optim").differs is None) == (not name.startswith("paged"))
 
 
 # Reading, and telling which trainer is meant.
@@ -446,7 +459,8 @@ REFUSED = {"use_weighting", "rpo_alpha", "reference_free", "sync_ref_model", "al
 FLAGS_OF_TYPE = {"trust_remote_code", "gradient_checkpointing", "activation_checkpointing", "bf16",
                  "fp16", "adafactor", "use_rslora", "use_dora", "disable_dropout",
                  "precompute_ref_log_probs", "assistant_only_loss", "use_bias_correction_kl",
-                 "mask_truncated_completions", "load_best_model_at_end"}  # fmt: skip
+                 "mask_truncated_completions", "load_best_model_at_end", "load_in_4bit",
+                 "load_in_8bit"}  # fmt: skip
 LOSS = {"dpo": "robust", "kto": "kto", "cpo": "simpo", "sft": "nll", "grpo": "grpo"}
 
 

@@ -19,9 +19,22 @@ from polyalign.reports.rundata import RunData, display, read_run
 
 OWN = (
     "batch", "epochs", "max_steps", "lr", "module_lr", "optimizer", "schedule", "warmup", "seed",
-    "dtype", "max_length", "lora",
+    "dtype", "max_length", "lora", "quantize",
 )  # fmt: skip
 """Entries of the plan that are hyper-parameters of the training."""
+
+QUANTISED = {
+    "4bit": (
+        ", BitsAndBytesConfig",
+        ", quantization_config=BitsAndBytesConfig(\n    load_in_4bit=True, "
+        'bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True\n)',
+    ),
+    "8bit": (
+        ", BitsAndBytesConfig",
+        ", quantization_config=BitsAndBytesConfig(load_in_8bit=True)",
+    ),
+}
+"""How the base of an adapter is loaded as it was trained on: an import, and an argument."""
 
 
 def write_model_card(run: str | Path) -> Path:
@@ -117,13 +130,15 @@ def loading(run: RunData, adapter: bool) -> str:
         if adapter
         else "from transformers import AutoModelForCausalLM as Model"
     )
+    quantize = run.plan.get("quantize") if adapter else None
+    more, option = QUANTISED.get(str(quantize), ("", ""))
     return f"""```python
 {loader}
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer{more}
 
 folder = "path/to/this/folder"
 tokenizer = AutoTokenizer.from_pretrained(folder)
-model = Model.from_pretrained(folder)
+model = Model.from_pretrained(folder{option})
 messages = {json.dumps(list(messages))}
 text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False)

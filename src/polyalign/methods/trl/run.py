@@ -100,8 +100,11 @@ def _model(t: Translation) -> None:
         )
     if "trust_remote_code" in t.flags:
         t.option("trust_remote_code", "trust_remote_code", t.boolean("trust_remote_code"))
-    for flag in ("load_in_8bit", "load_in_4bit"):
-        t.unused(flag, "weights are not quantised: more memory, and no quantisation error.")
+    for flag, bits in (("load_in_8bit", "8bit"), ("load_in_4bit", "4bit")):
+        if flag in t.flags and t.boolean(flag):
+            t.option(flag, "quantize", bits)
+        elif flag in t.flags:
+            t.note(flag)
     if "disable_dropout" in t.flags:
         off = t.boolean("disable_dropout", True)
         t.note(
@@ -213,9 +216,11 @@ def _optimizer(t: Translation) -> None:
     if t.boolean("adafactor"):
         name = "adafactor"
     base = next((ours for theirs, ours in _OPTIMIZERS.items() if theirs in name), "adamw")
+    if name.startswith(("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit")):
+        base = "adamw_8bit"
     plain = name in (
         "adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_apex_fused", "adamw_torch_xla",
-        "adamw_torch_npu_fused", "sgd", "rmsprop",
+        "adamw_torch_npu_fused", "sgd", "rmsprop", "adamw_8bit", "adamw_bnb_8bit",
     )  # fmt: skip
     if "optim" in t.flags or name == "adafactor":
         t.option(
