@@ -73,6 +73,11 @@ def scores(cast: Cast, batch: Batch, needs: Needs, trains: Sequence[str], grad: 
     want = {name for name in needs.signals if signal(name)[0] in SIGNALS}
     against = {name: cast.references[name] for name in cast.references if live(needs)}
     own = grad and "policy" in trains
+    # Constants first: what they need meanwhile is gone when the policy's activations are kept.
+    refs = dict(batch.refs)
+    with torch.no_grad():
+        for name in sorted(needs.references - set(refs)):
+            refs[name] = cast.references[name].score(batch.rows, frozenset(), batch.draws).logp
     with nullcontext() if own else torch.no_grad():
         scored = cast.policy.score(batch.rows, frozenset(want), batch.draws, against)
     signals = dict(scored.signals)
@@ -80,19 +85,12 @@ def scores(cast: Cast, batch: Batch, needs: Needs, trains: Sequence[str], grad: 
     for name in needs.signals & set(cast.modules):
         with nullcontext() if grad and name in trains else torch.no_grad():
             signals[name] = cast.modules[name](batch.rows)
-    refs = {}
-    for name in needs.references:
-        if name in batch.refs:
-            refs[name] = batch.refs[name].to(device)
-        else:
-            with torch.no_grad():
-                refs[name] = cast.references[name].score(batch.rows, frozenset(), batch.draws).logp
     return Scores(
         logp=scored.logp,
         mask=batch.rows.mask.to(device),
         weight=batch.weight.to(device),
         roles={name: index.to(device) for name, index in batch.roles.items()},
-        refs=refs,
+        refs={name: refs[name].to(device) for name in needs.references},
         old=None if batch.old is None else batch.old.to(device),
         signals=signals,
         fields={name: value.to(device, scored.logp.dtype) for name, value in batch.fields.items()},

@@ -2,8 +2,9 @@
 
 They compute what the model's modules compute, keep less for the backward pass and read memory
 fewer times: an adapted layer keeps its input and the ``R`` numbers of its adapter, a gated layer
-makes the product with its gate again, a norm keeps its input and one number a place. Modules keep
-their parameters and names; only their evaluation is replaced, where a module is known exactly.
+makes the product with its gate again, a norm keeps its input and one number a place. A layer
+behind a norm keeps what the norm keeps and makes its own input of it again. Modules keep their
+parameters and names; only their evaluation is replaced, where a module is known exactly.
 
 Axes: M places, I inputs, O outputs, R rank of an adapter.
 """
@@ -83,45 +84,67 @@ def _backward(
     return (of_x if through is None else of_x.addmm_(through, a.to(up.dtype))), found
 
 
+_MADE_OF = "polyalign_made_of"
+"""Where a norm's output carries what it was made of: the norm's input, inverse size and factor."""
+
+Source = tuple[Tensor, Tensor | None, Tensor | None]
+
+
+def _source(x: Tensor) -> Source:
+    """What an input [..., I] is made again of: a norm's input and numbers, or itself."""
+    found: Source = getattr(x, _MADE_OF, (x, None, None))
+    return found
+
+
+def _again(x: Tensor, inverse: Tensor | None, factor: Tensor | None) -> Tensor:
+    """The input [M, I], of its source."""
+    if inverse is not None and factor is not None:
+        x = _normed(x, inverse, factor)
+    return x.reshape(-1, x.shape[-1])
+
+
 class _Adapted(torch.autograd.Function):
     """A linear layer with its adapter."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: float, *weights: Any) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1])
-        out, inside = _forward(flat, weights, scale)
-        _save(ctx, flat, inside, *weights)
+    def forward(ctx: Any, x: Tensor, source: Source, scale: float, *weights: Any) -> Tensor:
+        out, inside = _forward(x.reshape(-1, x.shape[-1]), weights, scale)
+        _save(ctx, *source, inside, *weights)
         ctx.scale, ctx.shape = scale, x.shape
         return out.unflatten(0, x.shape[:-1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
-        x, inside, *weights = _saved(ctx)
+        x, inverse, factor, inside, *weights = _saved(ctx)
         up = grads[0].reshape(-1, grads[0].shape[-1])
-        below, _, *wanted = ctx.needs_input_grad
+        below, _, _, *wanted = ctx.needs_input_grad
+        x = _again(x, inverse, factor)
         of_x, found = _backward(up, x, inside, weights, ctx.scale, wanted, below)
-        return None if of_x is None else of_x.view(ctx.shape), None, *found
+        return None if of_x is None else of_x.view(ctx.shape), None, None, *found
 
 
 class _Gated(torch.autograd.Function):
     """``down(silu(gate(x)) * up(x))`` of three linear layers, each with or without an adapter."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scales: tuple[float, ...], *weights: Any) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, source: Source, scales: tuple[float, ...], *weights: Any
+    ) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         gate, first = _forward(flat, weights[:4], scales[0])
         up, second = _forward(flat, weights[4:8], scales[1])
         out, third = _forward(F.silu(gate).mul_(up), weights[8:], scales[2])
-        _save(ctx, flat, gate, up, first, second, third, *weights)
+        _save(ctx, *source, gate, up, first, second, third, *weights)
         ctx.scales, ctx.shape = scales, x.shape
         return out.unflatten(0, x.shape[:-1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
-        x, gate, up, first, second, third, *weights = _saved(ctx)
-        below, _, *wanted = ctx.needs_input_grad
+        x, inverse, factor, gate, up, first, second, third, *weights = _saved(ctx)
+        below, _, _, *wanted = ctx.needs_input_grad
+        x = _again(x, inverse, factor)
         of_out = grads[0].reshape(-1, grads[0].shape[-1])
         open_gate = F.silu(gate)
         of_inner, of_down = _backward(
@@ -136,25 +159,32 @@ class _Gated(torch.autograd.Function):
             False if of_x is None else of_x,
         )  # fmt: skip
         of_x = None if of_x is None else of_x.view(ctx.shape)
-        return of_x, None, *of_first, *of_second, *of_down
+        return of_x, None, None, *of_first, *of_second, *of_down
+
+
+def _normed(x: Tensor, inverse: Tensor, factor: Tensor) -> Tensor:
+    return (x * inverse).mul_(factor)
 
 
 class _Norm(torch.autograd.Function):
-    """``x / sqrt(mean(x^2) + eps) * (offset + w)`` along the last axis."""
+    """``x / sqrt(mean(x^2) + eps) * (offset + w)`` along the last axis, and that root's inverse."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, eps: float, offset: float
+    ) -> tuple[Tensor, Tensor]:
         size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         inverse = size.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
+        ctx.mark_non_differentiable(inverse)
         ctx.offset = offset
-        return (x * inverse).mul_(weight + offset if offset else weight)
+        return _normed(x, inverse, weight + offset if offset else weight), inverse
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
         x, weight, inverse = ctx.saved_tensors
-        (up,) = grads
+        up = grads[0]
         of_weight = None
         if ctx.needs_input_grad[1]:
             of_weight = (up * x).mul_(inverse).flatten(0, -2).sum(0)
@@ -190,9 +220,9 @@ class Fused:
 class _FusedLinear(Fused):
     def compute(self, x: Tensor) -> Tensor | None:
         found = _weights(self.module, x)
-        if found is None or found[0][2] is None:
+        if found is None or (found[0][2] is None and not hasattr(x, _MADE_OF)):
             return None
-        return _apply(_Adapted, x, found[1], *found[0])
+        return _apply(_Adapted, x, _source(x), found[1], *found[0])
 
 
 class _FusedGated(Fused):
@@ -202,7 +232,8 @@ class _FusedGated(Fused):
         if any(one is None for one in found):
             return None
         scales = tuple(one[1] for one in found if one is not None)
-        return _apply(_Gated, x, scales, *(w for one in found if one is not None for w in one[0]))
+        weights = (w for one in found if one is not None for w in one[0])
+        return _apply(_Gated, x, _source(x), scales, *weights)
 
 
 class _FusedNorm(Fused):
@@ -214,12 +245,21 @@ class _FusedNorm(Fused):
         weight = self.module.weight
         if x.device.type != "cpu" or x.dtype != weight.dtype or not _wide(x):
             return None
-        return _apply(_Norm, x, weight, self.eps, self.offset)
+        out, inverse = _norm_of(x, weight, self.eps, self.offset)
+        if out.requires_grad:
+            factor = weight.detach() + self.offset if self.offset else weight.detach()
+            setattr(out, _MADE_OF, (x.detach(), inverse, factor))
+        return out
 
 
 def _apply(function: Any, *args: Any) -> Tensor:
     out: Tensor = function.apply(*args)
     return out
+
+
+def _norm_of(x: Tensor, weight: Tensor, eps: float, offset: float) -> tuple[Tensor, Tensor]:
+    out, inverse = _Norm.apply(x, weight, eps, offset)
+    return out, inverse
 
 
 def _wide(x: Tensor) -> bool:
@@ -273,11 +313,12 @@ def install(model: nn.Module) -> None:
     """Let the known modules of a model be evaluated by this room's functions."""
     from peft.tuners.lora.layer import Linear
 
+    inner = {id(m.base_layer) for m in model.modules() if type(m) is Linear}
     for module in model.modules():
         if isinstance(module.__dict__.get("forward"), Fused):
             continue
         fused: Fused | None = None
-        if type(module) is Linear:
+        if type(module) is Linear or (type(module) is nn.Linear and id(module) not in inner):
             fused = _FusedLinear(module)
         elif _is_gated(module):
             fused = _FusedGated(module)
@@ -307,7 +348,7 @@ def _norm(module: Any) -> _FusedNorm | None:
     x = torch.linspace(-1.0, 2.0, 2 * len(weight), dtype=weight.dtype).reshape(2, -1)
     with torch.no_grad():
         for offset in (0.0, 1.0):
-            found = _apply(_Norm, x, weight, eps, offset)
+            found, _ = _norm_of(x, weight, eps, offset)
             if torch.allclose(found, module(x), rtol=1e-5, atol=1e-6):
                 return _FusedNorm(module, eps, offset)
     return None
