@@ -350,6 +350,8 @@ SIGNALS = {
     "reference",
     "js(policy|ref)": "Jensen-Shannon divergence of the two laws at each step, nats [N, T]; live "
     "reference",
+    "tv(policy|ref)": "total variation of the two laws at each step, in [0, 1] [N, T]; live "
+    "reference",
     "log_overlap(policy|ref)": "log sum_v p(v)^a q(v)^(1-a) of policy p and live reference q at "
     "each step [N, T]; log_overlap(policy|ref)@a, a = 0.5",
     "log_collision": "log sum_v p(v)^2 at each step [N, T]",

@@ -143,3 +143,13 @@ def test_coefficients_out_of_range_are_refused(id, options):
     (name,) = options
     with pytest.raises(OptionError, match=f"{id}: {name}="):
         objective(id, **options)
+
+
+def test_a_gold_baseline_is_imitated_and_has_no_reference():
+    gold = -np.linspace(3, 9, SIZE)
+    rpo = objective("rpo", beta=0.2, eta=0.1, baseline="gold")
+    found = rpo(PLAIN, lp_g=gold)
+    z = 0.2 * ((A["lp_w"] - A["rf_w"]) - (A["lp_l"] - A["rf_l"]))
+    close(found.per_unit, neg_logsig(z) - 0.1 * 0.2 * gold)
+    close(found.gradients["lp_g"], np.full(SIZE, -0.1 * 0.2 / SIZE))
+    close(rpo(PLAIN, lp_g=gold, rf_g=gold).per_unit, found.per_unit)

@@ -82,6 +82,7 @@ def divergences(p, q):
         "hellinger": ((np.sqrt(p) - np.sqrt(q)) ** 2).sum(-1) / 2,
         "renyi": np.log((p**0.7 * q**0.3).sum(-1)) / (0.7 - 1),
         "bhattacharyya": -np.log(np.sqrt(p * q).sum(-1)),
+        "wasserstein": 1 - np.minimum(p, q).sum(-1),
     }
 
 
@@ -123,7 +124,9 @@ def test_the_margin_adds_the_kernels_preference(kernel):
     close(result.gradients["logits_l"], -slope * m["d_l"])
 
 
-@pytest.mark.parametrize("name", ["kl", "forward-kl", "js", "hellinger", "renyi", "bhattacharyya"])
+@pytest.mark.parametrize(
+    "name", ["kl", "forward-kl", "js", "hellinger", "renyi", "bhattacharyya", "wasserstein"]
+)
 def test_the_divergence_is_charged_at_alpha_and_its_gradient_is_right(name):
     a, alpha = laws(), 0.6
     order = {"renyi_alpha": 0.7} if name == "renyi" else {}
@@ -226,16 +229,24 @@ def test_divergences_keep_their_bounds_and_identities(numbers):
     p, q = torch.tensor(numbers, dtype=torch.float64).reshape(2, 4).log_softmax(-1)
     js = float(between("js(policy|ref)", p, q))
     half = float(between("log_overlap(policy|ref)@0.5", p, q))
+    tv = float(between("tv(policy|ref)", p, q))
     hellinger, bhattacharyya, renyi_half = -math.expm1(half), -half, half / (0.5 - 1)
     near_one = float(between("log_overlap(policy|ref)@0.99999", p, q)) / (0.99999 - 1)
     kl = float(between("kl(policy|ref)", p, q))
     assert -1e-12 <= js <= math.log(2) + 1e-12
     assert -1e-12 <= hellinger <= 1
     assert bhattacharyya >= -1e-12
+    assert hellinger - 1e-12 <= tv <= math.sqrt(2 * hellinger) + 1e-9
+    assert tv <= math.sqrt(kl / 2) + 1e-9  # Pinsker
     close(renyi_half, 2 * bhattacharyya, 1e-12)
     close(hellinger, 1 - math.exp(-bhattacharyya), 1e-12)
     assert abs(near_one - kl) <= 1e-3 * (1 + kl)
-    for name in ("js(policy|ref)", "log_overlap(policy|ref)@0.5", "kl(policy|ref)"):
+    for name in (
+        "js(policy|ref)",
+        "tv(policy|ref)",
+        "log_overlap(policy|ref)@0.5",
+        "kl(policy|ref)",
+    ):
         close(float(between(name, p, p)), 0.0, 1e-12)
 
 
@@ -303,7 +314,7 @@ def test_bad_input_is_refused():
         ({"alpha": -1.0}, "is not allowed"),
         ({"renyi_alpha": 0.0}, "is not allowed"),
         ({"divergence": "renyi", "renyi_alpha": 1.0}, "renyi_alpha=1 is kl"),
-        ({"divergence": "wasserstein"}, "is not allowed"),
+        ({"divergence": "wassertein"}, "Did you mean wasserstein"),
         ({"renyi_alpha": 0.5}, "only read by divergence=renyi"),
         ({"poly_c": 2.0}, "poly_c has no place in kernel=rbf"),
         ({"rbf_sigma": 2.0, "gamma": 0.0}, "rbf_sigma has no place"),

@@ -304,3 +304,37 @@ def test_beta_must_be_positive(id, value):
 def test_the_reference_is_asked_for(id):
     with pytest.raises(OptionError, match="needs the array 'rf_l'"):
         objective(id)(lp_w=[-1.0], lp_l=[-1.0], rf_w=[-1.0])
+
+
+# bco on pairs
+
+
+def test_bco_of_pairs_is_the_cards_and_bounds_dpo():
+    beta = 0.2
+    delta = beta * np.concatenate([H_W, H_L]).mean()
+    found = objective("bco", form="pair", beta=beta)(SUMS)
+    value = neg_logsig(beta * H_W - delta) + neg_logsig(delta - beta * H_L)
+    check(found, value, -beta * sig(delta - beta * H_W), beta * sig(beta * H_L - delta))
+    close(found.metrics["shift"], delta)
+    assert (found.per_unit >= neg_logsig(beta * D)).all()
+    assert get("bco")(form="pair").feedback is Pair
+    with pytest.raises(OptionError, match="matching has no place in form=pair"):
+        get("bco")(form="pair", matching=True)
+
+
+def test_bco_of_pairs_shifts_by_the_mean_over_all_steps_so_far():
+    loss = get("bco")(form="pair", beta=0.5).stages[0].updates[0].objective
+
+    def scores(w, l):  # noqa: E741
+        logp = torch.tensor([[w], [l]], dtype=torch.float64)
+        mask = torch.ones_like(logp, dtype=torch.bool)
+        roles = {"chosen": torch.tensor([0]), "rejected": torch.tensor([1])}
+        weight = torch.ones(1, dtype=torch.float64)
+        return Scores(logp, mask, weight, roles, refs={"ref": torch.zeros_like(logp)})
+
+    state = loss.before(scores(-1.0, -3.0), loss.start())
+    second = scores(-2.0, -6.0)
+    state = loss.before(second, state)
+    delta = 0.5 * (-1 - 3 - 2 - 6) / 4
+    value = loss(second, state).terms[0].value
+    close(float(value), float(neg_logsig(0.5 * -2 - delta) + neg_logsig(delta - 0.5 * -6)))

@@ -113,6 +113,14 @@ def power(a, alpha):
     return a if alpha == 0 else (1 - np.exp(-alpha * a)) / alpha
 
 
+def test_alphapo_with_simpos_other_terms_is_simpo_at_alpha_0():
+    terms = {"label_smoothing": 0.1, "sft_weight": 0.4}
+    simpo = objective("simpo", beta=2.0, gamma_beta_ratio=0.3, **terms)(FREE)
+    alphapo = objective("alphapo", alpha=0, beta=2.0, gamma=0.6, **terms)(FREE)
+    close(alphapo.per_unit, simpo.per_unit)
+    close(alphapo.gradients["lp_w"], simpo.gradients["lp_w"])
+
+
 @pytest.mark.parametrize("alpha", [0.25, 1.0, -1.0, 0.0, -0.4])
 def test_alphapo_loss_and_gradient_are_the_cards(alpha):
     beta, gamma = 1.7, 0.25

@@ -130,6 +130,15 @@ def test_mixing_rewards_costs_no_more_than_mixing_losses(alpha, seed):
     assert (mixed <= losses + 1e-12).all()
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 0.8])
+def test_wrpo_of_losses_mixes_the_two_dpo_losses_and_their_gradients(alpha):
+    found = objective("wrpo", form="losses", beta=0.3, alpha=alpha)(B)
+    s, t = dpo_on("s"), dpo_on("t")
+    close(found.per_unit, alpha * s.per_unit + (1 - alpha) * t.per_unit)
+    close(found.gradients["lp_s"], alpha * s.gradients["lp_w"])
+    close(found.gradients["lp_t"], (1 - alpha) * t.gradients["lp_w"])
+
+
 def test_wrpos_alpha_goes_from_0_to_a_tenth_over_the_run_unless_told_otherwise():
     declared = get("wrpo")
     assert declared().hyper["alpha"] == Schedule(0.0, 0.1)

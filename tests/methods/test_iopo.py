@@ -67,3 +67,33 @@ def test_iopo_is_at_most_the_sum_of_its_two_dpo_losses(r):
 def test_iopo_refuses_three_of_its_four():
     with pytest.raises(OptionError, match="needs the array 'lp_22'"):
         objective("iopo")({k: v for k, v in R.items() if k != "r_22"})
+
+
+def z_of(beta):
+    return beta * (R["r_11"] + R["r_22"] - R["r_12"] - R["r_21"])
+
+
+LINKS = {
+    ("robust", 0.2): lambda z, b: (0.8 * neg_logsig(z) - 0.2 * neg_logsig(-z)) / 0.6,
+    ("exo", 0.1): lambda z, b: (
+        sig(z) * (-neg_logsig(z) - np.log(0.9)) + sig(-z) * (-neg_logsig(-z) - np.log(0.1))
+    ),
+    ("hinge", 0.0): lambda z, b: np.maximum(0, 1 - z),
+    ("ipo", 0.0): lambda z, b: (z / b - 1 / (2 * b)) ** 2,
+    ("sigmoid", 0.2): lambda z, b: 0.8 * neg_logsig(z) + 0.2 * neg_logsig(-z),
+}
+
+
+@pytest.mark.parametrize(("link", "eps"), LINKS)
+def test_the_other_losses_of_the_trainer(link, eps):
+    beta = 0.3
+    found = objective("iopo", beta=beta, link=link, label_smoothing=eps)(R)
+    close(found.per_unit, LINKS[link, eps](z_of(beta), beta))
+
+
+def test_links_without_a_label_refuse_smoothing_and_exo_asks_for_it():
+    for link in ("hinge", "ipo"):
+        with pytest.raises(OptionError, match=f"no place in link={link}"):
+            objective("iopo", link=link, label_smoothing=0.1)
+    with pytest.raises(OptionError, match="link=exo needs label_smoothing"):
+        objective("iopo", link="exo")

@@ -178,6 +178,23 @@ def test_without_its_baseline_brain_weighs_log_probabilities_by_the_posterior():
     close(given.gradients["lp"][u, THERE[u]], -a / U)
 
 
+def test_brains_gdcpp_has_the_ratios_themselves_as_baseline():
+    result = objective("brain", form="gdc++", g=0.6, proposal="given")({**RATIO, "lq": LISTS["lq"]})
+    for u in range(U):
+        own = THERE[u]
+        lp, lq, rf, r = (LISTS[k][u, own] for k in ("lp", "lq", "rf", "r"))
+        a, b = softmax(rf - lq + r / 0.6), np.exp(lp - lq) / own.sum()
+        close(result.per_unit[u], b.sum() - (a * (lp - lq)).sum())
+        close(result.gradients["lp"][u, own], (b - a) / U)
+
+
+def test_over_the_whole_support_gdcpps_fixed_point_is_the_posterior_too():
+    ref, r, g = np.log([0.1, 0.6, 0.3]), np.array([1.0, 0.2, 0.5]), 0.4
+    best = np.log(softmax(ref + r / g))
+    a = {"lp": [best], "rf": [ref], "lq": [np.full(3, -np.log(3))], "r": [r]}
+    close(objective("brain", form="gdc++", g=g, proposal="given")(a).gradients["lp"], 0.0, 1e-12)
+
+
 def test_over_the_whole_support_brains_fixed_point_is_the_posterior():
     ref, r, g = np.log([0.1, 0.6, 0.3]), np.array([1.0, 0.2, 0.5]), 0.4
     uniform = np.full(3, -np.log(3))

@@ -25,6 +25,7 @@ STEPS = {
     "steps": ("tokens", "which token each step is [B, T]"),
     "stop_word": ("stop_word", "1 where a step is a function word [B, T]"),
     "js(policy|ref)": ("js", "the Jensen-Shannon divergence at each step [B, T]"),
+    "tv(policy|ref)": ("tv", "the total variation between the laws at each step [B, T]"),
     "log_overlap(policy|ref)": ("log_overlap", "log sum_v p(v)^a q(v)^(1-a) at each step [B, T]"),
 }
 """Array by signal, without the side's suffix; those of two laws carry the policy's gradient."""

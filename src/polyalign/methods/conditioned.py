@@ -107,9 +107,9 @@ def offline_rlhf(
     samples.jsonl shows how, for `target` or the target_quantile of the rewards seen. Each answer is
     an example of its own. rwr with a small temperature is the step's best answer alone.
     Deviations: one blank stands before the reward in training and in asking (the code drops it in
-    asking); standardised by the deviation of the whole set; share, temperature and clip were not
-    confirmed in the paper's own text.
-    Source: Hu et al. 2023.
+    asking); standardised by the deviation of the whole set. keep_ratio, temperature and clip are
+    ours: the authors' OpenRLHF has dt and best alone, and the paper's numbers were not found.
+    Source: Hu et al. 2023; OpenRLHF (processor.py) before it dropped conditional SFT.
     """
     given = {
         "keep_ratio": (keep_ratio != 0.2, ("filter",)),

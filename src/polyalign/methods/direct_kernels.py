@@ -66,17 +66,16 @@ def dpo_kernels(
     `-logsig(M - kappa (rf_w - rf_l)) + alpha D(pi, ref)`; identity `-M + alpha D`. K: rbf,
     polynomial, mahalanobis, spectral, or the mixture of all four with trained weights. D at each
     token over the whole law, mean over both answers: kl, forward-kl, js, hellinger, renyi,
-    bhattacharyya.
+    bhattacharyya, wasserstein (with cost 1 between any two tokens: `sum |p - q| / 2`).
     When: embeddings know something about the preference that likelihoods do not.
     When not: plain DPO does; gamma=0, alpha=0 is DPO with beta=kappa.
     Limits: embeddings are constant, so with link=identity the kernel gives the policy no gradient,
     and the loss has no lower bound; with the logistic link it shifts each pair's margin.
-    Wasserstein needs costs between tokens and is not offered. encoder: policy (means of the start's
-    own states), given (columns embedding_prompt, embedding_chosen, embedding_rejected) or the
-    folder of a sentence encoder.
+    encoder: policy (means of the start's own states), given (columns embedding_prompt,
+    embedding_chosen, embedding_rejected) or the folder of a sentence encoder.
     Deviations: logistic and bounded by default, where the paper maximises M; embeddings have length
-    1; mahalanobis uses the embeddings' covariance, which is not trained. The numbers were not
-    confirmed in the paper's own text.
+    1; wasserstein takes no other costs between tokens; mahalanobis uses the embeddings' covariance,
+    which is not trained. The numbers were not confirmed in the paper's own text.
     Source: Das et al. 2025.
     """
     _refuse_unread(

@@ -26,6 +26,7 @@ from polyalign.objectives import (
     SumLogRatio,
     TemperedPlackettLuce,
 )
+from polyalign.objectives.list_targets import Direction
 from polyalign.objectives.listwise import ListLoss
 from polyalign.recipe import Method, NonNegative, Offline, Positive, method
 
@@ -128,7 +129,8 @@ def lipo(
     no pair.
     Deviations: where s are equal, lambda takes the mean over their orders, so that a list's order
     says nothing; list-mle treats tied labels by Efron's rule. pair_reduction=mean divides by the
-    number of pairs, which others do. K, beta and the rate are unconfirmed in the paper's text.
+    number of pairs, which others do. beta and the rate are the card's reading: no code is public,
+    and the paper's text with them was not found.
     Source: Liu et al. 2024, equations 7 and 8.
     """
     pairs: dict[str, ListLoss] = {
@@ -219,7 +221,7 @@ def rrhf(
     paper={"lr": 1e-6, "epochs": 1},
 )
 def brain(
-    form: Literal["paper", "dpg"] = "paper",
+    form: Literal["paper", "dpg", "gdc++"] = "paper",
     g: Positive = 0.5,
     proposal: Literal["ref", "given"] = "ref",
 ) -> Method:
@@ -227,19 +229,26 @@ def brain(
 
     Formula: `a = softmax(log ref + r/g - log q')`, `b = softmax(log pi - log q')` over a prompt's
     samples; `-sum a log b`, with the gradient `-sum (a - b) grad log pi`; dpg: `-sum a log pi`,
-    without the baseline b. The optimum is `ref exp(r/g)/Z`.
+    without the baseline b; gdc++: `-sum a log pi + mean pi/q'`, whose baseline is not normalised
+    over the samples: gradient `-sum (a - pi/(n q')) grad log pi`. The optimum is `ref exp(r/g)/Z`.
     When: several samples a prompt, scored by a reward model; you want its KL-optimal policy.
     When not: scores with no scale, or pairs (K = 2, hard labels, q' = ref is dpo at beta 1).
     Limits: q' must be the law that really drew, temperature and truncation included: proposal=given
     reads it as `proposal`, one log-probability an answer, beside its score (an aspect);
     proposal=ref takes the start. Self-normalising biases short lists.
-    Deviations: the estimator with given samples; refreshing q' is up to you.
-    Source: Pandey et al. 2024.
+    Deviations: the estimator with given samples; refreshing q' is up to you. dpg and gdc++ are what
+    the authors' comparison of estimators has beside theirs, with the target normalised over the
+    prompt's samples (there its constant is known). Source: Pandey et al. 2024, and their code.
     """
     name = "proposal" if proposal == "given" else None
+    directions: dict[str, Direction] = {
+        "paper": "forward",
+        "dpg": "unnormalised",
+        "gdc++": "absolute",
+    }
     return Offline(
         Listwise(
-            Match(Posterior(g, name), "forward" if form == "paper" else "unnormalised"),
+            Match(Posterior(g, name), directions[form]),
             SumLogRatio() if name is None else LogRatioTo(name),
         )
     )

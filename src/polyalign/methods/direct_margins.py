@@ -53,7 +53,8 @@ def dpop(beta: Positive = 0.3, lam: NonNegative = 50.0) -> Method:
     Limits: while `h_w < 0` the pull on the chosen answer is 1 + lam times the push on the rejected
     one, close to SFT; lam = 0 is DPO. At the start (`h_w = 0`) the gradient is DPO's.
     Deviations: none; some libraries put the penalty outside beta or outside the sigmoid. The
-    defaults are those usually reported; there is no code of the authors' to check them against.
+    authors' repository holds no trainer; beta 0.3 and lam 50 are what re-implementations that set
+    out to repeat the paper use, and lam 50 is the default of PaddleNLP's.
     Source: Pal et al. 2024, equation 3.
     """
     return Offline(Pairwise(SumLogRatio(), scale=beta, margin=ChosenShortfall(beta * lam)))

@@ -20,6 +20,7 @@ from polyalign.objectives import (
     NoiseContrast,
     Prospect,
     ShiftedBinary,
+    ShiftedPair,
     Softmax,
     SumLogRatio,
     Toward,
@@ -76,7 +77,7 @@ def kto(
 )
 def bco(
     beta: Positive = 0.01,
-    form: Literal["paper", "code"] = "paper",
+    form: Literal["paper", "code", "pair"] = "paper",
     matching: bool = False,
     w_min: Positive = 0.5,
     w_max: Positive = 10.0,
@@ -87,18 +88,24 @@ def bco(
     `-w logsig(delta - rho)`; delta constant, over all examples so far: paper
     `(mean over good + mean over bad) / 2`, code (TRL's trainer) the mean over all alike. matching:
     `w = clip(p/(1-p), w_min, w_max)`, p the number `p_desirable` of each example: how probably its
-    prompt is one of the good examples'; else w = 1.
+    prompt is one of the good examples'; else w = 1. pair, from pairs: `-logsig(rho_w - delta) -
+    logsig(delta - rho_l)`, delta the mean over both answers of all pairs so far.
     When: thumbs up and down; with matching also when good and bad answers come from different kinds
     of prompts. When not: clean pairs whose difference matters (its pair loss only bounds DPO's).
     Limits: the first steps' delta rests on few examples; both classes must occur.
-    Deviations: p comes with the data (a classifier of prompt embeddings is yours to fit). Pairs are
-    taken as two thumbs: half the published pair loss. A held-out loss counts its own examples in
-    delta. Source: Jung et al. 2024, and TRL's bco trainer, which the authors wrote.
+    Deviations: p comes with the data (a classifier of prompt embeddings is yours to fit). Without
+    form=pair, pairs are taken as two thumbs: half the published pair loss. A held-out loss counts
+    its own examples in delta. TRL's bco_pair has had no delta since 0.29: that is nca form=biased.
+    Source: Jung et al. 2024, and TRL's bco trainer, which the authors wrote.
     """
+    if form == "pair" and matching:
+        raise OptionError("bco: matching has no place in form=pair.", "Use form=paper.")
     if not matching and (w_min, w_max) != (0.5, 10.0):
         raise OptionError("bco: w_min and w_max are read with matching=true only.", "Add it.")
     if w_min > w_max:
         raise OptionError(f"bco: w_min={w_min:g} exceeds w_max={w_max:g}.", "Swap them.")
+    if form == "pair":
+        return replace(Offline(ShiftedPair(beta)), feedback=Pair)
     shift: Literal["classes", "pooled"] = "classes" if form == "paper" else "pooled"
     return Offline(ShiftedBinary(beta, shift, matching, w_min, w_max))
 
@@ -159,9 +166,9 @@ def asft(lam: NonNegative = 0.1) -> Method:
     drops the rejected answer faster than it lifts the chosen one. When not: small corrections.
     Limits: the rejected answer's force exceeds the chosen one's where its average token has
     probability above (1+lam)/(1+2 lam). lam=0 is SFT.
-    Deviations: lam and the learning rate are those of public re-implementations, unconfirmed in the
-    paper. Another method of this name (anchored SFT, 2025) is not meant.
-    Source: Wang et al. 2024, arXiv 2409.10571.
+    Deviations: lam and the learning rate are those of public re-implementations (turbo-alignment:
+    lam 0.1 first, 1 later); the paper's own were not found. Another method of this name
+    (anchored SFT, 2025) is not meant. Source: Wang et al. 2024, arXiv 2409.10571.
     """
     return Offline(
         Anchored(
@@ -189,8 +196,9 @@ def cal_dpo(beta: Positive = 0.001, cal_weight: NonNegative = 1.0) -> Method:
     When: chosen answers lose likelihood under DPO, or rewards should have a scale.
     When not: long answers with a small beta that must not move 1/(2 beta) nats.
     Limits: beta stands in the targets alone; 0.001 asks for 500 nats. cal_weight=0 is DPO at
-    beta 1. Deviations: the authors' code has cal_weight=0.5; the paper's 1 is unconfirmed.
-    Source: Xiao et al. 2024; the authors' trainer.
+    beta 1. Deviations: weight 1 is the paper's equation as turbo-alignment's trainer writes it too;
+    the authors' trainer has cal_weight=0.5, and their script beta=0.001 at a rate of 5e-7.
+    Source: Xiao et al. 2024; tengxiao1/Cal-DPO, scripts/dpo_trainer.py and run/.
     """
     target = Toward(1.0 / (2.0 * beta))
     return Offline(

@@ -23,7 +23,7 @@ from polyalign.objectives import (
 from polyalign.objectives.anchored import Down
 from polyalign.objectives.reward_shapes import Shape
 from polyalign.objectives.rewards import Reward
-from polyalign.recipe import Method, NonNegative, Offline, Positive, Real, method
+from polyalign.recipe import Method, NonNegative, Offline, Positive, Real, Smoothing, method
 
 Between = Annotated[float, Field(gt=0, lt=1)]
 
@@ -75,20 +75,35 @@ def f_dpo(
     tags=("reference-free", "length", "likelihood-displacement"),
     paper={"lr": 7e-7},
 )
-def alphapo(alpha: Real = 0.25, beta: Positive = 2.5, gamma: NonNegative = 0.25) -> Method:
+def alphapo(
+    alpha: Real = 0.25,
+    beta: Positive = 2.5,
+    gamma: NonNegative = 0.25,
+    label_smoothing: Smoothing = 0.0,
+    sft_weight: NonNegative = 0.0,
+) -> Method:
     """SimPO with a power of the average token's probability as reward, in place of its logarithm.
 
     Formula: `z = beta (s(a_w) - s(a_l)) - gamma`, `a = lp/n`,
-    `s(a) = (1 - exp(-alpha a)) / alpha`, and a itself at alpha = 0; `L = -logsig(z)`.
+    `s(a) = (1 - exp(-alpha a)) / alpha`, and a itself at alpha = 0;
+    `L = -(1-eps) logsig(z) - eps logsig(-z) + sft_weight NLL_w`, both 0 in the paper.
     When: simpo that lowers chosen answers too much or overfits; alpha from -0.5 to 0.5.
     When not: very unlikely answers with a large alpha, whose slope `exp(-alpha a)` explodes.
     Limits: alpha > 0 weighs improbable answers more, alpha < 0 less; alpha = 0 is simpo with
     `gamma_beta_ratio = gamma/beta`. Very sensitive to the learning rate, as simpo is.
-    Deviations: gamma stands outside beta; the exponent is cut at 60; the defaults are one reported
-    setting (alpha, beta, gamma), not checked against the paper. Source: Gupta et al. 2025.
+    Deviations: gamma stands outside beta; the exponent is cut at 60. alpha, beta and the learning
+    rate are those of the paper's Table 3 for Mistral-Instruct as TRL's paper index quotes it; gamma
+    is 0.1 there, read here as gamma/beta (SimPO's setting of that model), unconfirmed.
+    Source: Gupta et al. 2025.
     """
     return Offline(
-        Pairwise(Shaped(MeanLogp(), AlphaPower(alpha)), scale=beta, margin=Constant(gamma))
+        Pairwise(
+            Shaped(MeanLogp(), AlphaPower(alpha)),
+            scale=beta,
+            margin=Constant(gamma),
+            link=Logistic(label_smoothing),
+            anchors=(Nll(sft_weight),) if sft_weight > 0 else (),
+        )
     )
 
 

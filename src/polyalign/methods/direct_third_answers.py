@@ -77,6 +77,7 @@ def triple_po(
     paper={"lr": 3e-7, "epochs": 1},
 )
 def wrpo(
+    form: Literal["paper", "losses"] = "paper",
     beta: Positive = 0.01,
     alpha: Probability = "0->0.1",  # type: ignore[assignment]  # any number may be a schedule
     label_smoothing: Smoothing = 0.0,
@@ -85,11 +86,13 @@ def wrpo(
 
     Formula: `z = beta (alpha h_s + (1 - alpha) h_t - h_l)`, `h = log pi - log ref` summed over the
     answer, s the source's best, t and l the policy's own best and worst;
-    `L = -(1-eps) logsig(z) - eps logsig(-z)`. alpha goes from 0 to 0.1 over the run.
+    `L = -(1-eps) logsig(z) - eps logsig(-z)`. alpha goes from 0 to 0.1 over the run. losses:
+    `alpha L(s, l) + (1 - alpha) L(t, l)` of two dpo losses (the authors' ablation: alpha=0.5).
     When: to fuse other models' strengths without their vocabularies. Pairs of the policy's own
     answers bring the best of the others' as a column `source_chosen`.
     When not: sources no better than the policy.
     Limits: alpha = 0 is dpo on (t, l), alpha = 1 dpo on (s, l), far from the policy's own answers.
     Deviations: the sampling, scoring and SFT before it are yours to do. Source: Yang et al. 2024.
     """
-    return Offline(TwoWinners(alpha, beta, link=Logistic(label_smoothing)))
+    mixes: Literal["rewards", "losses"] = "rewards" if form == "paper" else "losses"
+    return Offline(TwoWinners(alpha, beta, link=Logistic(label_smoothing), mixes=mixes))

@@ -86,7 +86,8 @@ def bvpo(a: Probability = 0.5, beta: Positive = 0.1) -> Method:
     Limits: needs both kinds of pairs of the same prompts; a step that holds one kind moves by that
     kind alone, so use a batch that mixes them.
     Deviations: a is constant (`polyalign.objectives.mixtures.best_share` computes it from measured
-    errors of the gradients); a = 0.5 and beta were not confirmed in the paper's own text.
+    errors of the gradients). Reviews say that the paper never states the a of its experiments: 0.5
+    and beta are defaults of ours.
     Source: Zhu et al. 2025.
     """
     dpo = Pairwise(SumLogRatio(), scale=beta)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from polyalign.errors import NumericsError
-from polyalign.methods.arrays import Reader, Side, read_side
+from polyalign.methods.array_sides import Side, read_side
+from polyalign.methods.arrays import Reader
 from polyalign.types import Needs
 
 LEADS = {"lp": 2, "logp": 3, "logits": 4}

@@ -18,19 +18,13 @@ from torch import Tensor
 
 from polyalign.errors import NumericsError, OptionError, PolyalignWarning, nearest
 from polyalign.methods import get
+from polyalign.methods.array_checks import check_sizes, refuse_numbers, warn_of_numbers
+from polyalign.methods.array_sides import Side, join, read_own, read_side
 from polyalign.methods.array_signals import embedded, free_logits
-from polyalign.methods.arrays import ALIASES, SUFFIX, Reader, Side, join, read_own, read_side
+from polyalign.methods.arrays import ALIASES, SUFFIX, Reader
 from polyalign.methods.lists import read_list
 from polyalign.methods.transitions import is_transitions, transition_losses
-from polyalign.objectives import (
-    Listwise,
-    LogOdds,
-    Match,
-    PolicyGradient,
-    Shares,
-    Transport,
-    reduce,
-)
+from polyalign.objectives import reduce
 from polyalign.objectives.reduce import mean
 from polyalign.recipe import Method, Update
 from polyalign.types import Loss, Needs, Objective, Scores, Stateful, Term
@@ -116,7 +110,7 @@ class Numeric:
             counted = all(side.counted for side in sides.values())
             summed = any(side.summed for side in sides.values())
             for update in self.updates:
-                _refuse(self.id, update.objective, scores)
+                refuse_numbers(self.id, update.objective, scores)
                 losses.append(_evaluate(update.objective, scores))
             weight = scores.weight
         reader.unused()
@@ -150,6 +144,12 @@ class Numeric:
         empty = needs.old
         sides: dict[str, Side] = {}
         wanted = sorted(needs.roles | needs.statistics)
+        # An answer that is only imitated has no reference, though others of its unit have one.
+        imitated = {
+            anchor.role
+            for update in self.updates
+            for anchor in getattr(update.objective, "anchors", ())
+        } - {"chosen", "rejected"}
         for role in wanted:
             if role == "answers":
                 length = 2 if lengths else 1
@@ -164,10 +164,11 @@ class Numeric:
             if role == "chosen" and "source_chosen" in wanted:
                 suffix = "_t"
             length = 2 + len(sides) if lengths else 1
-            sides[role] = read_side(reader, suffix, needs, empty=empty, length=length, even=even)
+            own = Needs() if role in imitated else needs
+            sides[role] = read_side(reader, suffix, own, empty=empty, length=length, even=even)
         if "own" in sides:
             read_own(reader, sides["own"], needs)
-        _sizes(self.id, self.updates, sides)
+        check_sizes(self.id, self.updates, sides)
         units = max(side.units for side in sides.values())
         fields, weight = self._fields(reader, needs, sides, units)
         segment = reader.find("segment") if "own" in sides else None
@@ -177,7 +178,7 @@ class Numeric:
         scores = replace(join(sides, fields, weight, segment), modules=free_logits(reader, needs))
         if "target" in wanted and "target" not in sides:
             scores = replace(scores, roles={**scores.roles, "target": scores.roles["chosen"]})
-        _warn(self.id, needs, scores, sides)
+        warn_of_numbers(self.id, needs, scores, sides)
         return scores, sides
 
     def _fields(
@@ -325,77 +326,3 @@ def _per_unit(terms: list[Term], weight: Tensor) -> NDArray[np.float64]:
         weight > 0, total * weight.sum() / torch.where(weight > 0, weight, 1.0), 0.0
     ).numpy()
     return share
-
-
-def _sizes(id: str, updates: tuple[Update, ...], sides: Mapping[str, Side]) -> None:
-    sizes = {role: side.units for role, side in sides.items()}
-    unpaired = any(
-        isinstance(u.objective, Transport) and u.objective.form == "unpaired" for u in updates
-    )
-    if len(set(sizes.values())) > 1 and not unpaired:
-        listed = ", ".join(f"{role} {size}" for role, size in sizes.items())
-        raise NumericsError(
-            f"{id} got sides of different sizes ({listed}).",
-            "Give each side one row for each example.",
-        )
-    if min(sizes.values()) == 0:
-        raise NumericsError(f"{id} got no examples.", "Give at least one.")
-
-
-def _refuse(id: str, part: Objective, scores: Scores) -> None:
-    """What a card says must be refused and only numbers can show."""
-    if part.needs.statistics and len(scores.weight) < 2:
-        raise NumericsError(
-            f"{id} measures its zero point over several examples, and there is one.",
-            "Give at least two.",
-        )
-    if isinstance(getattr(part, "reward", None), LogOdds):
-        for role in ("chosen", "rejected"):
-            if bool((scores[role].mean() >= 0).any()):
-                raise NumericsError(
-                    f"{id}: an average {role} log-probability is not below 0, so it has no odds.",
-                    "Probabilities must be below 1; compute them in float32 or better.",
-                )
-    loss = part.loss if isinstance(part, Listwise) and part.labels == "given" else None
-    if isinstance(loss, Match) and isinstance(loss.target, Shares):
-        none = scores.fields["reward"].sum(-1) <= 0
-        if bool(none.any()):
-            raise NumericsError(
-                f"{id}: the labels of example {int(none.nonzero()[0, 0])} sum to 0, so they share "
-                "nothing.",
-                "Give at least one positive label in each list.",
-            )
-    if isinstance(part, PolicyGradient) and part.aggregation == "budget":
-        longest = int(scores["own"].mask.sum(-1).max())
-        if longest > part.budget:
-            raise NumericsError(
-                f"{id}: a completion has {longest} steps, more than L_max={part.budget}.",
-                f"Use L_max of at least {longest}.",
-            )
-    if getattr(part, "level", None) == "step" and scores.segment is None:
-        raise OptionError(
-            f"{id} with level=step needs the array 'segment' [B, T].", "Number the steps' tokens."
-        )
-
-
-def _warn(id: str, needs: Needs, scores: Scores, sides: Mapping[str, Side]) -> None:
-    """What a card says must be warned of."""
-
-    def warn(text: str) -> None:
-        warnings.warn(f"{id}: {text}", PolyalignWarning, stacklevel=5)
-
-    if needs.couples == "batch" and len(scores.weight) == 1:
-        warn("one pair has nothing to sort against; the loss is DPO's.")
-    if "label" in needs.fields:
-        label = scores.fields["label"]
-        if bool(((label != 0) & (label != 1)).any()):
-            raise NumericsError("The array 'label' holds more than 0 and 1.", "Give booleans.")
-        if len(set(label.tolist())) == 1:
-            warn("all examples have one label, so only one side is learnt.")
-    if "chosen" in sides and "rejected" in sides and needs.couples != "batch":
-        w, l = sides["chosen"], sides["rejected"]  # noqa: E741
-        if w.logp.shape == l.logp.shape and w.ref is not None and l.ref is not None:
-            same = ((w.logp == l.logp) & (w.ref == l.ref) & (w.mask == l.mask)).all(-1)
-            if bool(same.any()):
-                row = int(same.nonzero()[0, 0])
-                warn(f"chosen and rejected look identical in example {row}.")

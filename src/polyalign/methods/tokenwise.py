@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from polyalign.errors import OptionError
 from polyalign.feedback.records import Pair
 from polyalign.objectives import Pairwise, SequentialKl, SumLogRatio, SumLogRatioPlusKl
 from polyalign.recipe import Method, NonNegative, Offline, Positive, method
@@ -23,8 +24,10 @@ def tdpo(
     tdpo1 `-logsig(u - beta (D_l - D_w))`; tdpo2 `-logsig(u - alpha beta (D_l - sg[D_w]))`.
     When: DPO drifts far from the reference or loses diversity.
     When not: the reference only exists as cached log-probabilities; it must be live.
-    Limits: two full-vocabulary softmaxes a step; alpha is for tdpo2.
+    Limits: two full-vocabulary softmaxes a step; alpha is for tdpo2, and tdpo1 refuses it.
     Deviations: none. Source: Zeng et al. 2024, equations 13 to 17.
     """
+    if variant == "tdpo1" and alpha != 0.5:
+        raise OptionError("tdpo: alpha has no place in variant=tdpo1.", "Use variant=tdpo2.")
     kl = SequentialKl(beta if variant == "tdpo1" else alpha * beta, push_chosen=variant == "tdpo1")
     return Offline(Pairwise(SumLogRatio(), scale=beta, margin=kl, shown=SumLogRatioPlusKl()))

@@ -37,7 +37,7 @@ from polyalign.objectives.margins import (
 from polyalign.objectives.mixtures import TwoKinds
 from polyalign.objectives.pairwise import Pairwise
 from polyalign.objectives.path_consistency import OreoPolicy, OreoValue
-from polyalign.objectives.pointwise import Prospect, ShiftedBinary
+from polyalign.objectives.pointwise import Prospect, ShiftedBinary, ShiftedPair
 from polyalign.objectives.policy_gradient import PolicyGradient
 from polyalign.objectives.ranking import OrderedPairs, PlackettLuce, TemperedPlackettLuce
 from polyalign.objectives.reduce import reduce
@@ -123,6 +123,7 @@ __all__ = [
     "Shaped",
     "Shares",
     "ShiftedBinary",
+    "ShiftedPair",
     "SoftLogistic",
     "SoftReferenceGap",
     "Softmax",

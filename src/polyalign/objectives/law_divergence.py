@@ -10,7 +10,7 @@ from torch import Tensor
 
 from polyalign.types import Loss, Needs, Objective, Scores, State, Term, needs
 
-Name = Literal["kl", "forward-kl", "js", "hellinger", "renyi", "bhattacharyya"]
+Name = Literal["kl", "forward-kl", "js", "hellinger", "renyi", "bhattacharyya", "wasserstein"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class LawDivergence:
 
     With p = pi and q = ref: kl ``sum p log(p/q)``; forward-kl ``sum q log(q/p)``; js
     ``KL(p||m)/2 + KL(q||m)/2``, m = (p+q)/2; hellinger ``sum (sqrt p - sqrt q)^2 / 2``; renyi
-    ``log(sum p^a q^(1-a)) / (a - 1)`` of order a; bhattacharyya ``-log sum sqrt(p q)``.
+    ``log(sum p^a q^(1-a)) / (a - 1)`` of order a; bhattacharyya ``-log sum sqrt(p q)``;
+    wasserstein ``sum |p - q| / 2``, the cost of transport at which any two choices are 1 apart.
     """
 
     name: Name = "kl"
@@ -37,6 +38,8 @@ class LawDivergence:
                 return "kl(policy|ref)"
             case "forward-kl":
                 return "kl(ref|policy)"
+            case "wasserstein":
+                return "tv(policy|ref)"
             case "js":
                 return "js(policy|ref)"
             case "hellinger" | "bhattacharyya":

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from polyalign.objectives.listwise import members, score_of, valid
+from polyalign.objectives.numbers import bounded_exp
 from polyalign.types import Needs, Scores, needs
 
 
@@ -88,17 +89,21 @@ class Posterior:
         return law(logits, valid(own))
 
 
+Direction = Literal["forward", "reverse", "unnormalised", "absolute"]
+
+
 @dataclass(frozen=True)
 class Match:
     """How far the policy's law over a list is from the target's.
 
     ``direction`` "forward": cross-entropy ``-sum_k p_k log q_k`` (KL(p || q) plus the target's
     entropy); "reverse": ``KL(q || p)``; "unnormalised": ``-sum_k p_k s_k``, whose gradient lacks
-    the baseline that normalising q brings.
+    the baseline that normalising q brings; "absolute": that ``+ (1/K) sum_k exp(s_k)``, whose
+    baseline is the rewards' own mass, least at ``s_k = log(K p_k)``.
     """
 
     target: Target
-    direction: Literal["forward", "reverse", "unnormalised"] = "forward"
+    direction: Direction = "forward"
 
     @property
     def needs(self) -> Needs:
@@ -115,6 +120,9 @@ class Match:
                 return torch.where(there, log_q.exp() * (log_q - log_p), 0.0).sum(-1)
             case "unnormalised":
                 return -(p * s).sum(-1)
+            case "absolute":
+                mass = torch.where(there, bounded_exp(s), 0.0).sum(-1)
+                return mass / members(own).sum(-1).clamp(min=1.0) - (p * s).sum(-1)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from polyalign.objectives.pairwise import pair_metrics
 from polyalign.types import Loss, Needs, Scores, State, Term, needs
 
 
@@ -136,6 +137,47 @@ class ShiftedBinary:
             ratio = (p / (1.0 - p + 1e-8)).clamp(self.w_min, self.w_max)
             value = value * torch.where(good > 0, 1.0, ratio)
             metrics["matching"] = scores.per_unit(ratio, weight=1.0 - good)
+        return Loss((scores.per_unit(value),), metrics)
+
+
+@dataclass(frozen=True)
+class ShiftedPair:
+    """The same loss of a pair: ``-log sigmoid(rho_w - delta) - log sigmoid(delta - rho_l)``.
+
+    ``delta`` is the mean implicit reward of all answers of all steps so far, this one included,
+    constant for the gradient. Whatever it is, the loss bounds DPO's from above. Source: Jung et al.
+    2024, arXiv 2404.04656.
+    """
+
+    beta: float = 0.01
+
+    @property
+    def needs(self) -> Needs:
+        return needs("chosen", "rejected", references=["ref"], couples="statistics")
+
+    def start(self) -> Mapping[str, Tensor]:
+        """Sums of h and of weights over both answers."""
+        zero = torch.zeros((), dtype=torch.float64)
+        return {"sum": zero, "count": zero}
+
+    def before(self, scores: Scores, state: State) -> Mapping[str, Tensor]:
+        total, count = state["sum"], state["count"]
+        for side in (scores["chosen"], scores["rejected"]):
+            weight = side.weight.to(side.logp.dtype)
+            h = side.sum(side.log_ratio())
+            total = total + (weight * h).sum().detach().double().cpu()
+            count = count + weight.sum().double().cpu()
+        return {"sum": total, "count": count}
+
+    def __call__(self, scores: Scores, state: State) -> Loss:
+        chosen, rejected = scores["chosen"], scores["rejected"]
+        tiny = torch.finfo(state["count"].dtype).tiny
+        delta = (self.beta * state["sum"] / state["count"].clamp(min=tiny)).to(chosen.logp)
+        rho_w = self.beta * chosen.sum(chosen.log_ratio())
+        rho_l = self.beta * rejected.sum(rejected.log_ratio())
+        value = F.softplus(delta - rho_w) + F.softplus(rho_l - delta)
+        metrics = pair_metrics(scores, rho_w.detach(), rho_l.detach())
+        metrics["shift"] = scores.per_unit(delta.expand_as(value))
         return Loss((scores.per_unit(value),), metrics)
 
 

@@ -35,6 +35,7 @@ OFFERS = frozenset(
         "kl(ref|policy)",
         "kl(policy|ref)",
         "js(policy|ref)",
+        "tv(policy|ref)",
         "log_overlap(policy|ref)",
         "log_collision",
         "max_prob",
@@ -155,7 +156,13 @@ class Discrete(ABC):
                 return torch.tensor([int(c) for c in rows.contexts])[rows.context]
             case "steps":
                 return rows.steps
-            case "kl(ref|policy)" | "kl(policy|ref)" | "js(policy|ref)" | "log_overlap(policy|ref)":
+            case (
+                "kl(ref|policy)"
+                | "kl(policy|ref)"
+                | "js(policy|ref)"
+                | "tv(policy|ref)"
+                | "log_overlap(policy|ref)"
+            ):
                 ref = against.get("ref")
                 if not isinstance(ref, Discrete):
                     raise NeedsError(

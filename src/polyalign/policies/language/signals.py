@@ -18,7 +18,13 @@ LAW = frozenset({"entropy", "log_collision", "max_prob", "top_mass", "top_entrop
 """Signals of one law."""
 
 AGAINST = frozenset(
-    {"kl(ref|policy)", "kl(policy|ref)", "js(policy|ref)", "log_overlap(policy|ref)"}
+    {
+        "kl(ref|policy)",
+        "kl(policy|ref)",
+        "js(policy|ref)",
+        "tv(policy|ref)",
+        "log_overlap(policy|ref)",
+    }
 )
 """Signals of the policy's law and a live reference's."""
 
