@@ -180,8 +180,9 @@ class Engine:
         needs = objective.needs
         roles = needs.statistics or needs.roles
         cuts = [batch.take(units, roles) for units in cut(batch, self.budget)]
+        idle = self._idle(cuts)
         parts = [self._score(update, part, grad=False) for part in cuts]
-        self._keep_step(update, cuts, grad=False)
+        self._keep_step(update, cuts, idle, grad=False)
         shares = processes.gather(strip(concatenate(parts)))
         with torch.no_grad():
             return objective.before(attach(concatenate(shares), self.cast.modules), state)
@@ -191,11 +192,15 @@ class Engine:
         check_finite(scored, part)
         return scored
 
-    def _keep_step(self, update: Update, parts: Sequence[Batch], grad: bool) -> None:
-        """Where the policy is sharded: ask it as often as the process with the most parts does."""
-        if not sharding.in_lockstep(self.cast.policy):
-            return
-        for _ in range(sharding.missing(parts)):
+    def _idle(self, parts: Sequence[Batch]) -> int:
+        """How often a sharded policy must be asked beside ``parts``, since another process has
+        more. To be known before any of them is asked.
+        """
+        return sharding.missing(parts) if sharding.in_lockstep(self.cast.policy) else 0
+
+    def _keep_step(self, update: Update, parts: Sequence[Batch], idle: int, grad: bool) -> None:
+        """Ask the policy ``idle`` times for nothing."""
+        for _ in range(idle):
             scored = self._score(update, parts[-1].take(torch.tensor([0])), grad)
             if scored.logp.requires_grad:
                 (0.0 * scored.logp).sum().backward()
@@ -207,6 +212,7 @@ class Engine:
         denominators: dict[str, float] | None = None
         # All processes must ask for the same sums in the same order.
         several = processes.largest(len(parts)) > 1
+        idle = self._idle(parts)
         if several:
             with torch.no_grad():
                 # Modules that objectives call want real shapes; all else is satisfied with zeros.
@@ -220,7 +226,7 @@ class Engine:
                     for part in parts
                 ]
             if needs.modules:
-                self._keep_step(update, parts, grad=False)
+                self._keep_step(update, parts, idle, grad=False)
             denominators = _weights(blanks)
         tally, value, seen = Tally(), 0.0, []
         for part in parts:
@@ -240,7 +246,7 @@ class Engine:
             seen.append(Loss(tuple(Term(t.weight, t.weight, 1.0, t.name) for t in loss.terms)))
             for name, term in loss.metrics.items():
                 tally.add(name, term)
-        self._keep_step(update, parts, grad)
+        self._keep_step(update, parts, idle, grad)
         if several:
             _same(denominators or {}, _weights(seen))
         return self._report(value, tally, parts)
@@ -254,8 +260,9 @@ class Engine:
         objective, needs = update.objective, update.objective.needs
         parts = [batch.take(units, needs.roles) for units in cut(batch, self.budget)]
         direct = len(parts) == 1 and processes.count() == 1
+        idle = self._idle(parts)
         first = [self._score(update, part, grad and direct) for part in parts]
-        self._keep_step(update, parts, grad=False)
+        self._keep_step(update, parts, idle, grad=False)
         own = strip(concatenate(first))
         shares = processes.gather(_detached(own)) if processes.count() > 1 else [own]
         if not direct:
@@ -273,7 +280,7 @@ class Engine:
             value.backward()
             if not direct:
                 self._second_pass(update, parts, first, own)
-                self._keep_step(update, parts, grad)
+                self._keep_step(update, parts, idle, grad)
         share = float(value.detach()) / processes.count()
         return self._report(share, tally, parts)
 
