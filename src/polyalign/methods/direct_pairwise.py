@@ -66,6 +66,13 @@ def dpo(
             "dpo: label_smoothing has no place in loss=dpo.",
             "Use loss=cdpo (smoothed) or loss=robust (unbiased under flips), or leave it out.",
         )
+    if loss != "dpo" and label_smoothing == 0:
+        warnings.warn(
+            f"dpo: loss={loss} is plain DPO without label_smoothing; give the share of flipped "
+            "labels, about 0.1.",
+            PolyalignWarning,
+            stacklevel=2,
+        )
     link = Robust(label_smoothing) if loss == "robust" else Logistic(label_smoothing)
     return Offline(Pairwise(SumLogRatio(), scale=beta, link=link))
 
@@ -116,7 +123,16 @@ def slic(
     Source: Zhao et al. 2023, section 2.1; hinge-norm: Liu et al. 2023 (RSO).
     """
     if form == "hinge-norm":
+        if (delta, lam) != (1.0, 0.1):
+            name = "delta" if delta != 1.0 else "lam"
+            raise OptionError(
+                f"slic: {name} has no place in form=hinge-norm.", "Use beta, or form=paper."
+            )
         return Offline(Pairwise(SumLogRatio(), scale=beta, link=Hinge(1.0)))
+    if beta != 0.05:
+        raise OptionError(
+            "slic: beta has no place in form=paper.", "Use delta and lam, or form=hinge-norm."
+        )
     anchors = (Nll(lam, role="target", by="sum"),) if lam > 0 else ()
     return Offline(Pairwise(SumLogp(), link=Hinge(delta), anchors=anchors))
 
