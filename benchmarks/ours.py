@@ -15,14 +15,21 @@ def _policy(spec: dict[str, Any], **more: Any) -> Any:
     from polyalign.policies.language.policy import LanguagePolicy
 
     lora = LoraSpec(r=16, alpha=32.0) if spec.get("lora") else None
-    return LanguagePolicy.from_pretrained(spec["model"], lora=lora, **more)
+    return LanguagePolicy.from_pretrained(
+        spec["model"], lora=lora, quantize=spec.get("quantize"), **more
+    )
 
 
 def _session(spec: dict[str, Any], method: Any, policy: Any, records: list[Any]) -> Any:
     from polyalign.loops.session import Session, Settings
 
     settings = Settings(
-        batch=spec["batch"], lr=spec["lr"], schedule="constant", warmup=0.0, clip=1.0
+        batch=spec["batch"],
+        lr=spec["lr"],
+        schedule="constant",
+        warmup=0.0,
+        clip=1.0,
+        optimizer=spec.get("optimizer", "adamw"),
     )
     session = Session(lambda progress: method, policy, records, settings)
     session.open()

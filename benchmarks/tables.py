@@ -71,6 +71,21 @@ TABLES: dict[str, Table] = {
             _coupled("oreo (value head)", "oreo"),
         ),
     ),
+    "quantised": Table(
+        "Bases in few bits (DPO, LoRA r=16), averages in few bits (DPO, all weights)",
+        {**DPO, "lora": True, "lr": 1e-4},
+        (
+            Line("LoRA, base in float32", "polyalign"),
+            Line("LoRA, base in 8 bits", "polyalign", {"quantize": "8bit"}),
+            Line("LoRA, base in 4 bits", "polyalign", {"quantize": "4bit"}),
+            Line("all weights, adamw", "polyalign", {"lora": False, "lr": 1e-6}),
+            Line(
+                "all weights, adamw_8bit",
+                "polyalign",
+                {"lora": False, "lr": 1e-6, "optimizer": "adamw_8bit"},
+            ),
+        ),
+    ),
     "sampling": Table(
         "Sampling 8 completions a prompt, every row 64 new tokens",
         {"work": "sample", "prompts": 32, "n": 8, "new": 64, "stops": []},
