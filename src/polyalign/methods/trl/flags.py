@@ -5,10 +5,10 @@ Facts read from the fields of their configuration classes; defaults are those of
 
 from __future__ import annotations
 
-TRAINERS = ("dpo", "kto", "orpo", "cpo", "sft", "grpo")
+TRAINERS = ("dpo", "kto", "bco", "orpo", "cpo", "tpo", "sft", "grpo")
 
 OTHER_TRAINERS = (
-    "bco", "distillation", "gkd", "nash_md", "online_dpo", "ppo", "prm", "reward", "rloo", "xpo",
+    "distillation", "gkd", "nash_md", "online_dpo", "ppo", "prm", "reward", "rloo", "xpo",
 )  # fmt: skip
 """TRL's trainers whose configurations are not read."""
 
@@ -179,8 +179,12 @@ OWN: dict[str, set[str]] = {
         _LENGTHS + "beta loss_type desirable_weight undesirable_weight "
         "precompute_ref_log_probs sync_ref_model ref_model_mixup_alpha ref_model_sync_steps"
     ),
+    "bco": _names(_LENGTHS + "beta precompute_ref_log_probs"),
     "orpo": _names(_LENGTHS + "beta"),
     "cpo": _names(_LENGTHS + "beta loss_type label_smoothing cpo_alpha simpo_gamma alpha"),
+    "tpo": _names(
+        "max_prompt_length truncation_mode beta loss_type label_smoothing tpo_alpha tpo_l_gamma"
+    ),
     "sft": _names(
         "loss_type packing max_seq_length completion_only_loss assistant_only_loss "
         "dataset_text_field truncation_mode"
@@ -202,8 +206,10 @@ LOSSES: dict[str, set[str]] = {
         "apo_zero apo_down discopop sft sigmoid_norm kto_pair"
     ),
     "kto": {"kto", "apo_zero_unpaired", "bco"},
+    "bco": set(),
     "orpo": set(),
     "cpo": {"sigmoid", "hinge", "ipo", "simpo", "alphapo", "kto_pair"},
+    "tpo": {"sigmoid", "hinge", "ipo", "tpo-l"},
     "sft": {"nll", "chunked_nll", "dft"},
     "grpo": {"grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"},
 }

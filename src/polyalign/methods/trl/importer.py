@@ -36,9 +36,10 @@ def import_config(source: Any, trainer: str | None = None) -> Imported:
 
     ``source``: the path of a YAML or JSON file as for ``trl dpo --config FILE``, a command line
     (``"trl dpo --beta 0.1 …"``), a mapping of flags, or a configuration object of TRL's.
-    ``trainer`` ("dpo", "kto", "orpo", "cpo", "sft", "grpo") may be left out where the command, the
-    flags or the file's name tell. Raises :class:`OptionError` for an unknown flag (naming the
-    nearest), for a trainer or loss without a counterpart, and for a value of the wrong type.
+    ``trainer`` ("dpo", "kto", "bco", "orpo", "cpo", "tpo", "sft", "grpo") may be left out where the
+    command, the flags or the file's name tell. Raises :class:`OptionError` for an unknown flag
+    (naming the nearest), for a trainer or loss without a counterpart, and for a value of the wrong
+    type.
     """
     flags, hints = read(source)
     name = _trainer(trainer, hints, flags, source)

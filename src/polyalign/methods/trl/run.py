@@ -8,7 +8,7 @@ from typing import Any
 from polyalign.errors import OptionError, nearest
 from polyalign.methods.trl.translation import Translation, spell
 
-_DEFAULT_RATES = {"sft": 2e-5}
+_DEFAULT_RATES = {"sft": 2e-5, "bco": 5e-7, "tpo": 5e-7}
 _LOGGERS = ("tensorboard", "wandb", "mlflow", "trackio")
 
 _SCHEDULES = {
