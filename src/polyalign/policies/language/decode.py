@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
+from polyalign.policies.language.own_cache import recurrent
 from polyalign.policies.language.trunk import Trunk
 
 log = logging.getLogger(__name__)
@@ -282,7 +283,7 @@ def place_bytes(trunk: Trunk, longest: int) -> int:
     places of the longest row.
     """
     window = getattr(trunk.config, "sliding_window", None)
-    if window is not None and longest > window:
+    if (window is not None and longest > window) or recurrent(trunk.config):
         return 0
     if trunk.model not in _checked:
         _checked[trunk.model] = _check(trunk)

@@ -3,7 +3,7 @@
 Each row draws from uniform numbers of its own seed, so what else is in the batch changes nothing
 (up to the rounding of matrix products). A context's keys and values are computed and kept once for
 all its rows, rows that have ended make room for others, and an adapter is folded into the weights
-meanwhile. Models that :mod:`decode` does not compute use their own cache.
+meanwhile. Models that :mod:`decode` does not compute use :mod:`own_cache`.
 
 Axes: C contexts, B rows in the batch, N rows in all, T steps, V tokens.
 """
@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from polyalign.errors import NumericsError, OptionError
-from polyalign.policies.language import decode
+from polyalign.policies.language import decode, own_cache
 from polyalign.policies.language.fold import folded
-from polyalign.policies.language.growing import growing_cache
 from polyalign.policies.language.law import draw
 from polyalign.protocols import Rollout, Sampling
 from polyalign.types import Row
@@ -203,70 +202,8 @@ def _own_cache(
 ) -> None:
     """Sample all rows with the model's own cache, batch after batch."""
     most = max(OWN_CACHE_ROWS.get(policy.device.type, 256) // n, 1)
-    # Contexts of like length together: less padding to compute at every step.
-    order = sorted(range(len(contexts)), key=lambda i: len(contexts[i]))
-    for start in range(0, len(order), most):
-        picked = order[start : start + most]
+    logits, way = _logits(policy), own_cache.way_of(policy.trunk)
+    for picked in own_cache.batches(contexts, way, most):
         rows = torch.tensor([i * n + k for i in picked for k in range(n)], device=policy.device)
-        _Batch(policy, [contexts[i] for i in picked], n, rows).run(drawn)
-
-
-class _Batch:
-    """Rows decoded together: their cache, and which of them still run."""
-
-    def __init__(
-        self, policy: LanguagePolicy, contexts: list[tuple[int, ...]], n: int, rows: Tensor
-    ) -> None:
-        self.trunk = policy.trunk
-        self.logits = _logits(policy)
-        device = policy.device
-        longest = max(len(context) for context in contexts)
-        pads = [longest - len(context) for context in contexts]
-        # Padding on the left: every row's next token comes at the same place.
-        ids = torch.tensor([[0] * p + list(c) for p, c in zip(pads, contexts)], device=device)
-        pad = torch.tensor(pads, device=device).unsqueeze(1)
-        place = torch.arange(longest, device=device)
-        self.mask = (place >= pad).long()
-        self.position = (place - pad).clamp(min=0)
-        self.cache = growing_cache(self.trunk.config)
-        self.state = self._forward(ids)
-        self.cache.batch_repeat_interleave(n)
-        self.state, self.mask, self.position = (
-            x.repeat_interleave(n, 0) for x in (self.state, self.mask, self.position[:, -1:])
-        )
-        self.row = rows
-        self.runs = torch.ones(len(rows), dtype=torch.bool, device=device)
-
-    def _forward(self, ids: Tensor) -> Tensor:
-        """The state [B, H] after the last of ``ids`` [B, S] (or its logits)."""
-        trunk = self.trunk
-        arguments = {
-            "input_ids": ids,
-            "attention_mask": self.mask,
-            "position_ids": self.position,
-        }
-        module = trunk.model.base_model if trunk.splits else trunk.model
-        out = trunk.call(module, arguments, past_key_values=self.cache, use_cache=True)
-        sequence: Tensor = out.last_hidden_state if trunk.splits else out.logits
-        return sequence[:, -1]
-
-    def run(self, drawn: _Drawn) -> None:
-        while True:
-            token, self.runs = drawn.step(self.row, self.logits(self.state))
-            left = int(self.runs.sum())
-            if left == 0:
-                return
-            if left <= 0.75 * len(self.row):
-                token = self._compact(token)
-            self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.row), 1)], 1)
-            self.position = self.position + 1
-            self.state = self._forward(token.unsqueeze(1))
-
-    def _compact(self, token: Tensor) -> Tensor:
-        """Drop the rows that have ended."""
-        keep = self.runs.nonzero().flatten()
-        self.cache.batch_select_indices(keep)
-        self.row, self.mask, self.position, self.runs = (
-            x[keep] for x in (self.row, self.mask, self.position, self.runs)
-        )
-        return token[keep]
+        batch = own_cache.Batch(policy.trunk, [contexts[i] for i in picked], n, rows, way)
+        batch.run(lambda row, states: drawn.step(row, logits(states)))

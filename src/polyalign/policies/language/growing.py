@@ -44,6 +44,10 @@ class GrowingLayer(DynamicLayer):
         super().batch_repeat_interleave(repeats)
         self._buffers = None
 
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)
+        self._buffers = None
+
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(indices)
         self._buffers = None
