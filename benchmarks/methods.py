@@ -202,7 +202,7 @@ def offline_methods() -> list[str]:
     return [
         id
         for id, entry in catalogue().items()
-        if (entry.get("verb") or "train") == "train"
+        if entry.get("kind", "train") == "train"
         and entry["feedback"] not in ("prompts", "transitions")
     ]
 
