@@ -104,6 +104,17 @@ def page(id: str, entry: Mapping[str, Any]) -> str:
         ]
     else:
         lines.append("None.")
+    if entry.get("arrays"):
+        lines += [
+            "",
+            "## Numbers",
+            "",
+            f'`polyalign.objective("{id}")` gives the loss and its gradients on arrays:',
+            "",
+            "| arrays | shape | what they are |",
+            "| --- | --- | --- |",
+        ]
+        lines += [f"| {' | '.join(map(table_safe, row))} |" for row in entry["arrays"]]
     first = next((f" {n}={spelled(s['default'])}" for n, s in entry["hyper"].items()), "")
     lines += [
         "",

@@ -196,6 +196,9 @@ def show(
             ["option", "default", "type and bounds"],
             [(n, spelled(spec.get("default")), bounds(spec)) for n, spec in hyper.items()],
         )
+    if entry.get("arrays"):
+        console.print()
+        table([f'in polyalign.objective("{id}")', "shape", "what it is"], entry["arrays"])
     example = next((f" {n}={spelled(s['default'])}" for n, s in hyper.items()), "")
     say(f"\n{usage(id, entry)}{example}")
 

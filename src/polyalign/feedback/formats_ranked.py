@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from statistics import fmean
 from typing import Any
 
@@ -204,21 +204,20 @@ def _has_responses(row: Row) -> bool:
     )
 
 
-def _carries_scores(row: Row) -> bool:
+def _each_response(row: Row, holds: Callable[[Mapping[str, Any]], bool]) -> bool:
+    """Whether there are responses, all of them objects of which this holds."""
     found: list[Any] = next(
         (row[name] for name in RESPONSES if isinstance(row.get(name), (list, tuple))), []
     )
-    return len(found) > 0 and all(
-        isinstance(r, Mapping) and any(k in r for k in ("scores", "score", "reward", "rank"))
-        for r in found
-    )
+    return len(found) > 0 and all(isinstance(r, Mapping) and holds(r) for r in found)
+
+
+def _carries_scores(row: Row) -> bool:
+    return _each_response(row, lambda r: any(k in r for k in ("scores", "score", "reward", "rank")))
 
 
 def _carries_correctness(row: Row) -> bool:
-    found: list[Any] = next(
-        (row[name] for name in RESPONSES if isinstance(row.get(name), (list, tuple))), []
-    )
-    return len(found) > 0 and all(isinstance(r, Mapping) and "correct" in r for r in found)
+    return _each_response(row, lambda r: "correct" in r)
 
 
 RANKED = (

@@ -12,29 +12,13 @@ import torch
 from torch import Tensor
 
 from polyalign.errors import NumericsError, OptionError
+from polyalign.methods.array_names import DRAWS, STEPS
 from polyalign.objectives.kernels import FIELDS, MEASURES, SIDES, Likeness
 from polyalign.policies.language.signals import AGAINST, LAW, quantities, two_laws
 from polyalign.types import Needs, signal
 
 if TYPE_CHECKING:
     from polyalign.methods.arrays import Reader
-
-STEPS = {
-    "log_collision": ("log_collision", "log sum_v p(v)^2 of the law at each step [B, T]"),
-    "max_prob": ("max_prob", "the largest probability at each step [B, T]"),
-    "steps": ("tokens", "which token each step is [B, T]"),
-    "stop_word": ("stop_word", "1 where a step is a function word [B, T]"),
-    "js(policy|ref)": ("js", "the Jensen-Shannon divergence at each step [B, T]"),
-    "tv(policy|ref)": ("tv", "the total variation between the laws at each step [B, T]"),
-    "log_overlap(policy|ref)": ("log_overlap", "log sum_v p(v)^a q(v)^(1-a) at each step [B, T]"),
-}
-"""Array by signal, without the side's suffix; those of two laws carry the policy's gradient."""
-
-DRAWS = {
-    "subset": ("u", "random numbers in [0, 1) that say which steps stay [B, T]"),
-    "subset/reference": ("v", "the reference's own random numbers in [0, 1) [B, T]"),
-}
-"""Array by random number, without the side's suffix."""
 
 SIDE_SUFFIX = {"chosen": "_w", "rejected": "_l"}
 

@@ -15,31 +15,7 @@ import torch
 from torch import Tensor
 
 from polyalign.errors import NumericsError, OptionError, nearest
-
-SUFFIX = {
-    "chosen": "_w",
-    "rejected": "_l",
-    "target": "_t",
-    "gold": "_g",
-    "source_chosen": "_s",
-    "own": "",
-    "mismatched": "K",
-    "own_11": "_11",
-    "own_12": "_12",
-    "own_21": "_21",
-    "own_22": "_22",
-}
-
-
-ALIASES = {
-    "reward": ("r", "R", "psi"),
-    "proposal": ("lq",),
-    "p_desirable": ("p",),
-    "score_chosen": ("s_w",),
-    "score_rejected": ("s_l",),
-    "strength": ("p",),
-}
-"""What the cards call some of the examples' numbers."""
+from polyalign.methods.array_names import ALIASES
 
 
 def to_tensor(name: str, value: Any) -> Tensor:

@@ -8,14 +8,17 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
 import polyalign.methods
+from polyalign.methods.array_names import told
+from polyalign.methods.numeric import imitated_by
 from polyalign.methods.taxonomy import describe
-from polyalign.recipe import REGISTRY, Declaration, Header, kind_name
+from polyalign.recipe import REGISTRY, Declaration, Header, Update, kind_name
 from polyalign.types import Needs
 
 NO_DECLARATIONS = {"arrays", "build_index", "lists", "numeric", "taxonomy", "transitions"}
@@ -66,11 +69,9 @@ def _plain(default: Any) -> Any:
 
 def _trained(declared: Declaration) -> dict[str, Any]:
     """What an entry says of training: needs of all stages together, and their number."""
-    method = declared()
-    total = Needs()
-    for stage in method.stages:
-        for update in stage.updates:
-            total = total | update.objective.needs
+    stages = declared().stages
+    total = _needs(update for stage in stages for update in stage.updates)
+    first = stages[0].updates
     return {
         "needs": {
             **{
@@ -80,8 +81,17 @@ def _trained(declared: Declaration) -> dict[str, Any]:
             "old": total.old,
             "couples": total.couples,
         },
-        "stages": len(method.stages),
+        "stages": len(stages),
+        "arrays": [list(row) for row in told(_needs(first), imitated_by(first))],
     }
+
+
+def _needs(updates: Iterable[Update]) -> Needs:
+    """What several updates' losses need together."""
+    total = Needs()
+    for update in updates:
+        total = total | update.objective.needs
+    return total
 
 
 def text() -> str:

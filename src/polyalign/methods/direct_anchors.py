@@ -9,12 +9,12 @@ from polyalign.objectives import (
     Hinge,
     Logistic,
     MeanLogp,
-    Nll,
     Pairwise,
     Squared,
     SumLogp,
     SumLogRatio,
 )
+from polyalign.objectives.likelihood import imitation
 from polyalign.recipe import Method, NonNegative, Offline, Positive, Smoothing, method
 
 
@@ -50,7 +50,7 @@ def cpo(
             "Use link=sigmoid, or leave it out.",
         )
     by: Literal["sum", "token"] = "sum" if form == "paper" else "token"
-    anchors = (Nll(alpha, by=by),) if alpha > 0 else ()
+    anchors = imitation(alpha, by=by)
     if link == "ipo":
         margin = Constant(1.0 / (2.0 * beta))
         return Offline(Pairwise(MeanLogp(), margin=margin, link=Squared(), anchors=anchors))
@@ -85,6 +85,5 @@ def rpo(
     Source: Liu et al. 2024.
     """
     weight = eta if form == "trl" else eta * beta
-    anchor = Nll(weight, role=baseline, by="token" if form == "trl" else "sum")
-    anchors = (anchor,) if eta > 0 else ()
+    anchors = imitation(weight, baseline, "token" if form == "trl" else "sum")
     return Offline(Pairwise(SumLogRatio(), scale=beta, anchors=anchors))

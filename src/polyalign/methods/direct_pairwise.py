@@ -33,6 +33,7 @@ from polyalign.objectives import (
     SumLogRatio,
     Toward,
 )
+from polyalign.objectives.likelihood import imitation
 from polyalign.objectives.links import Link
 from polyalign.recipe import Method, NonNegative, Offline, Positive, Real, Smoothing, method
 
@@ -133,7 +134,7 @@ def slic(
         raise OptionError(
             "slic: beta has no place in form=paper.", "Use delta and lam, or form=hinge-norm."
         )
-    anchors = (Nll(lam, role="target", by="sum"),) if lam > 0 else ()
+    anchors = imitation(lam, "target", "sum")
     return Offline(Pairwise(SumLogp(), link=Hinge(delta), anchors=anchors))
 
 
@@ -178,7 +179,7 @@ def simpo(
             scale=beta,
             margin=Constant(beta * gamma_beta_ratio),
             link=Logistic(label_smoothing) if link == "sigmoid" else Hinge(1.0),
-            anchors=(Nll(sft_weight),) if sft_weight > 0 else (),
+            anchors=imitation(sft_weight),
         )
     )
 

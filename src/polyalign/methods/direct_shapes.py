@@ -15,12 +15,12 @@ from polyalign.objectives import (
     LogOdds,
     MeanLogp,
     MeanLogRatio,
-    Nll,
     Pairwise,
     Shaped,
     SumLogRatio,
 )
 from polyalign.objectives.anchored import Down
+from polyalign.objectives.likelihood import imitation
 from polyalign.objectives.reward_shapes import Shape
 from polyalign.objectives.rewards import Reward
 from polyalign.recipe import Method, NonNegative, Offline, Positive, Real, Smoothing, method
@@ -102,7 +102,7 @@ def alphapo(
             scale=beta,
             margin=Constant(gamma),
             link=Logistic(label_smoothing),
-            anchors=(Nll(sft_weight),) if sft_weight > 0 else (),
+            anchors=imitation(sft_weight),
         )
     )
 
@@ -138,7 +138,7 @@ def daa_blur(
         "normalised-ratio": MeanLogRatio(),
         "average": MeanLogp(),
     }
-    anchors = (Nll(sft_weight, by="sequence"),) if sft_weight > 0 else ()
+    anchors = imitation(sft_weight, by="sequence")
     if link == "pairwise":
         return Offline(Pairwise(rewards[reward], scale=beta, anchors=anchors))
     good, bad = Logistic(), Down(Logistic())

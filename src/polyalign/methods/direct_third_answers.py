@@ -9,11 +9,11 @@ from polyalign.objectives import (
     Hinge,
     Logistic,
     MeanLogp,
-    Nll,
     Pairwise,
     SumLogp,
     TwoWinners,
 )
+from polyalign.objectives.likelihood import imitation
 from polyalign.recipe import (
     Method,
     NonNegative,
@@ -63,7 +63,7 @@ def triple_po(
             scale=beta,
             margin=Constant(0.0 if loss == "tpo" else 0.5 if gamma is None else gamma),
             link=Logistic() if link == "sigmoid" else Hinge(1.0),
-            anchors=(Nll(alpha, role="gold", by=by),) if alpha > 0 else (),
+            anchors=imitation(alpha, "gold", by),
         )
     )
 

@@ -7,7 +7,7 @@ the engine does.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,9 +19,10 @@ from torch import Tensor
 from polyalign.errors import NumericsError, OptionError, PolyalignWarning, nearest
 from polyalign.methods import get
 from polyalign.methods.array_checks import check_sizes, refuse_numbers, warn_of_numbers
+from polyalign.methods.array_names import ALIASES, SUFFIX
 from polyalign.methods.array_sides import Side, join, read_own, read_side
 from polyalign.methods.array_signals import embedded, free_logits
-from polyalign.methods.arrays import ALIASES, SUFFIX, Reader
+from polyalign.methods.arrays import Reader
 from polyalign.methods.lists import read_list
 from polyalign.methods.transitions import is_transitions, transition_losses
 from polyalign.objectives import reduce
@@ -144,12 +145,7 @@ class Numeric:
         empty = needs.old
         sides: dict[str, Side] = {}
         wanted = sorted(needs.roles | needs.statistics)
-        # An answer that is only imitated has no reference, though others of its unit have one.
-        imitated = {
-            anchor.role
-            for update in self.updates
-            for anchor in getattr(update.objective, "anchors", ())
-        } - {"chosen", "rejected"}
+        imitated = imitated_by(self.updates)
         for role in wanted:
             if role == "answers":
                 length = 2 if lengths else 1
@@ -304,6 +300,12 @@ def objective(id: str, update: str | None = None, *, stage: int = 0, **hyper: An
             valid = {name for u in method.stages[stage].updates for name in u.trains}
             raise OptionError(f"{id} has no update that trains '{update}'.", nearest(update, valid))
     return Numeric(method.declaration.id, method, updates)
+
+
+def imitated_by(updates: Iterable[Update]) -> set[str]:
+    """Roles that are only imitated: they have no reference, though others of their unit do."""
+    anchors = {a.role for u in updates for a in getattr(u.objective, "anchors", ())}
+    return anchors - {"chosen", "rejected"}
 
 
 def _evaluate(part: Objective, scores: Scores) -> Loss:

@@ -37,6 +37,11 @@ class Nll:
                 return own.per_row(-own.sum(), scale=self.weight, name=name)
 
 
+def imitation(weight: float, role: str = "chosen", by: Reduction = "token") -> tuple[Nll, ...]:
+    """A role's likelihood as the anchors of a loss; none at weight 0, so that nothing is scored."""
+    return (Nll(weight, role, by),) if weight > 0 else ()
+
+
 @dataclass(frozen=True)
 class Likelihood:
     """``L = -log pi(target)``, reduced by token, sequence or sum.

@@ -115,27 +115,18 @@ def _kernel_tilted(world: Bandit, options: Mapping[str, Any]) -> Tensor:
     return tilt(world.start, world.reward / options["kappa"] - options["gamma"] * x @ y.T)
 
 
+PER_TOKEN = Known(
+    "ref exp(n (r + c)/beta), answers of one and two tokens",
+    world="sequences",
+    make=ENDING,
+    law=_per_token,
+    hyper={"beta": 2.0},
+    strength="beta",
+)
+
 KNOWN: dict[str, tuple[Known, ...]] = {
-    "ln-dpo": (
-        Known(
-            "ref exp(n (r + c)/beta), answers of one and two tokens",
-            world="sequences",
-            make=ENDING,
-            law=_per_token,
-            hyper={"beta": 2.0},
-            strength="beta",
-        ),
-    ),
-    "sigmoid-norm": (
-        Known(
-            "ref exp(n (r + c)/beta), answers of one and two tokens",
-            world="sequences",
-            make=ENDING,
-            law=_per_token,
-            hyper={"beta": 2.0},
-            strength="beta",
-        ),
-    ),
+    "ln-dpo": (PER_TOKEN,),
+    "sigmoid-norm": (PER_TOKEN,),
     "ld-dpo": (
         Known(
             "the hidden policy whose tail-discounted rewards labelled the pairs",
