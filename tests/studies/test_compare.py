@@ -206,19 +206,6 @@ def test_budgets_and_searches_are_read_as_people_write_them():
     assert parse_search(["lr=1e-5,0.1", "loss=cdpo"]) == {"lr": (1e-5, 0.1), "loss": ("cdpo",)}
 
 
-def test_ray_that_is_not_installed_is_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(OptionError, match="Ray is not installed"):
-        compare(["dpo"], world="bandit", output=tmp_path, ray="local", budget="5k")
-
-
-def test_cells_computed_on_a_ray_cluster_are_those_of_one_process(tmp_path):
-    pytest.importorskip("ray", reason="needs ray: pip install ray")
-    there = compare(["dpo"], world="bandit", output=tmp_path / "a", budget="5k", ray="local")
-    here = compare(["dpo"], world="bandit", output=tmp_path / "b", budget="5k")
-    assert untimed(there["rows"]) == untimed(here["rows"])
-
-
 def test_a_comparison_goes_on_in_another_folder_where_files_lie_elsewhere(
     tmp_path, tiny_llama, monkeypatch
 ):

@@ -7,18 +7,18 @@ on a Ray cluster.
 
 from __future__ import annotations
 
-import importlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from polyalign.engine.storage import make_folder, write_json_atomic, write_text_atomic
-from polyalign.errors import OptionError, PolyalignError, RunError
+from polyalign.errors import OptionError, RunError
 from polyalign.reports import compare_page
 from polyalign.runs.folder import Silent, Watcher
+from polyalign.studies.compare_part import Part
 from polyalign.studies.compare_result import summarise
 from polyalign.studies.compare_setup import (
     Job,
@@ -138,15 +138,16 @@ def _bench(text: str) -> Any:
     return Bench(Setup.from_json(json.loads(text)))
 
 
-def perform(job: Job, watcher: Watcher | None = None) -> dict[str, Any]:
-    """Compute one cell in this process."""
-    if job.setup.world:
-        from polyalign.studies.compare_world import run_world_cell
+def perform(job: Job, watcher: Watcher | None = None, folder: Path | None = None) -> dict[str, Any]:
+    """Compute one cell in this process; what it keeps while it is unfinished lies in ``folder``."""
+    with Part(folder).held() as part:
+        if job.setup.world:
+            from polyalign.studies.compare_world import run_world_cell
 
-        return run_world_cell(job)
-    from polyalign.studies.compare_cell import run_cell
+            return run_world_cell(job, part)
+        from polyalign.studies.compare_cell import run_cell
 
-    return run_cell(job, bench_of(job.setup, watcher))
+        return run_cell(job, bench_of(job.setup, watcher), part)
 
 
 def computed(
@@ -157,13 +158,15 @@ def computed(
     missing = [job for job in jobs if stored(folder, job) is None]
     if len(missing) < len(jobs):
         watcher.note(f"{len(jobs) - len(missing)} of {len(jobs)} cells are there already.")
+    if ray and missing:
+        from polyalign.studies.compare_ray import on_ray
 
-    def keep(job: Job, cell: Mapping[str, Any]) -> None:
-        write_json_atomic(folder / "cells" / f"{job.key}.json", {**cell, "key": job.key})
-
-    run = on_ray(missing, ray) if ray and missing else in_turn(missing, watcher)
+        run = on_ray(missing, ray, folder, watcher)
+    else:
+        run = in_turn(missing, folder, watcher)
     for number, (job, cell) in enumerate(run, 1):
-        keep(job, cell)
+        write_json_atomic(folder / "cells" / f"{job.key}.json", {**cell, "key": job.key})
+        Part(part_of(folder, job)).remove()
         watcher.note(f"{number} of {len(missing)}: {job.row.label}, seed {job.seed}, is done.")
     cells: dict[str, list[dict[str, Any]]] = {row.label: [] for row in setup.rows}
     for job in jobs:
@@ -172,6 +175,11 @@ def computed(
             raise RunError(f"The cell {job.key} of {job.row.label} cannot be read back.")
         cells[job.row.label].append({**found, "row": job.row.label})
     return cells
+
+
+def part_of(folder: Path, job: Job) -> Path:
+    """Where an unfinished cell keeps what it has."""
+    return folder / "cells" / f"{job.key}.part"
 
 
 def stored(folder: Path, job: Job) -> dict[str, Any] | None:
@@ -184,56 +192,13 @@ def stored(folder: Path, job: Job) -> dict[str, Any] | None:
     return dict(found) if isinstance(found, dict) and found.get("key") == job.key else None
 
 
-def in_turn(jobs: Sequence[Job], watcher: Watcher) -> Iterator[tuple[Job, dict[str, Any]]]:
+def in_turn(
+    jobs: Sequence[Job], folder: Path, watcher: Watcher
+) -> Iterator[tuple[Job, dict[str, Any]]]:
     """Cells one after the other, in this process."""
     for number, job in enumerate(jobs, 1):
         watcher.note(f"{number} of {len(jobs)}: {job.row.label}, seed {job.seed}")
-        yield job, perform(job, watcher)
-
-
-def on_ray(jobs: Sequence[Job], address: str) -> Iterator[tuple[Job, dict[str, Any]]]:
-    """Cells as they are finished on a Ray cluster; ``local`` starts one on this machine.
-
-    Data, model and judge must be readable under the same names on every machine. Raises
-    :class:`OptionError` where Ray is not installed.
-    """
-    try:
-        ray = importlib.import_module("ray")
-    except ImportError:
-        raise OptionError(
-            "Ray is not installed, and --ray needs it.", "Install it: pip install polyalign[scale]"
-        ) from None
-    ray.init(address=None if address == "local" else address, log_to_driver=False)
-    try:
-        task: Callable[..., Any] = ray.remote(_remote).remote
-        running = {task(job.setup.to_json(), index, job.key): job for index, job in _numbered(jobs)}
-        while running:
-            done, _ = ray.wait(list(running), num_returns=1)
-            for reference in done:
-                job = running.pop(reference)
-                status, value = ray.get(reference)
-                if status != "cell":
-                    raise PolyalignError(f"{job.row.label}: {value[0]}", value[1])
-                yield job, value
-    finally:
-        ray.shutdown()
-
-
-def _numbered(jobs: Sequence[Job]) -> Iterator[tuple[int, Job]]:
-    for job in jobs:
-        every = [other.key for other in jobs_of(job.setup)]
-        yield every.index(job.key), job
-
-
-def _remote(setup: Mapping[str, Any], index: int, key: str) -> tuple[str, Any]:
-    """One cell on a worker; a user's mistake comes back as text."""
-    try:
-        job = jobs_of(Setup.from_json(setup))[index]
-        if job.key != key:
-            return "fault", ("The worker runs another version of the code.", "Install the same.")
-        return "cell", perform(job)
-    except PolyalignError as error:
-        return "fault", (error.what, error.mend)
+        yield job, perform(job, watcher, part_of(folder, job))
 
 
 def result_of(

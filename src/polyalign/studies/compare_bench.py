@@ -21,6 +21,7 @@ from polyalign.evaluation.generation import Samples, draw
 from polyalign.evaluation.scoring import BUDGET, Progress, batches, silent
 from polyalign.feedback import AUTOMATIC, convert, read
 from polyalign.feedback.draws import identities
+from polyalign.feedback.payloads import canonical
 from polyalign.feedback.records import (
     Binary,
     Demonstration,
@@ -317,18 +318,22 @@ class KnownReference:
 
 
 class ShuffledJudge:
-    """Another judge's scores, dealt out by chance: rewards that say nothing."""
+    """Another judge's scores, dealt out by chance: rewards that say nothing.
+
+    Chance is a function of the seed and of what is judged, so an interrupted run sees the same.
+    """
 
     def __init__(self, inner: Any, seed: int) -> None:
         self.inner = inner
-        self.random = random.Random(seed)
+        self.seed = seed
 
     def __call__(self, prompts: Any, completions: Any, meta: Any) -> Verdict:
         verdict = self.inner(prompts, completions, meta)
         if verdict.score is None:
             return Verdict(score=None, prefer=verdict.prefer, abstained=verdict.abstained)
         place = list(range(len(verdict.score)))
-        self.random.shuffle(place)
+        said = [canonical(payload) for payload in (*prompts, *completions)]
+        random.Random(seed_of(self.seed, "shuffled", *said)).shuffle(place)
         return replace(verdict, score=verdict.score[torch.tensor(place)])
 
 

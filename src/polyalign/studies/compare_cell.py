@@ -12,6 +12,7 @@ import platform
 import resource
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from polyalign.methods import get
 from polyalign.policies.counted import Counted, CountedJudge, Tokens
 from polyalign.protocols import Policy, Sampling
 from polyalign.studies.compare_bench import Bench, held
+from polyalign.studies.compare_part import Part
 from polyalign.studies.compare_setup import Job
 from polyalign.studies.compare_train import candidates, train
 
@@ -46,8 +48,12 @@ ASIDE = 0.2
 """Share of the training prompts on which a search chooses."""
 
 
-def run_cell(job: Job, bench: Bench) -> dict[str, Any]:
-    """Compute a cell; the same job gives the same figures but for seconds and memory."""
+def run_cell(job: Job, bench: Bench, part: Part | None = None) -> dict[str, Any]:
+    """Compute a cell; the same job gives the same figures but for seconds and memory.
+
+    ``part``: what an interrupted process kept of it.
+    """
+    part = part or Part(None)
     began = time.perf_counter()
     reset_peak()
     setup, row = job.setup, job.row
@@ -60,7 +66,7 @@ def run_cell(job: Job, bench: Bench) -> dict[str, Any]:
         train_seconds = 0.0
     else:
         shuffle = 1 + job.seed if row.kind == "shuffled" else None
-        extra, search, used = _searched(job, bench, shuffle)
+        extra, search, used = _searched(job, bench, shuffle, part)
         budget = setup.budget - used
         done = train(
             bench,
@@ -71,8 +77,9 @@ def run_cell(job: Job, bench: Bench) -> dict[str, Any]:
             extra=extra,
             known=bench.known if row.method else None,
             shuffle=shuffle,
+            part=part,
         )
-        train_seconds = time.perf_counter() - began
+        train_seconds = done.before + time.perf_counter() - began
         policy = bench.trained
         cost = done.spent.to_json() | {"steps": done.steps, "planned": done.planned}
         cost["search"] = used
@@ -102,7 +109,7 @@ def run_cell(job: Job, bench: Bench) -> dict[str, Any]:
 
 
 def _searched(
-    job: Job, bench: Bench, shuffle: int | None
+    job: Job, bench: Bench, shuffle: int | None, part: Part
 ) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
     """The best options of the declared search, each trial, and the tokens that they took.
 
@@ -115,21 +122,25 @@ def _searched(
         return (grid[0] if grid else {}), [], 0
     # Another seed than the one that parted training from held-out prompts.
     some, rest = split(bench.records, ASIDE, seed=1)
-    part = bench.records_for(row, shuffle, some)
+    some_part = bench.records_for(row, shuffle, some)
     share = setup.budget // (2 * len(grid))
     bench.policy(row, job.seed)
     aside = affordable(bench, rest, share // 4)
-    trials: list[dict[str, Any]] = []
-    used = 0
-    for extra in grid:
+
+    def trial(number: int, extra: dict[str, Any]) -> dict[str, Any]:
         spent = Tokens()
         done = train(
-            bench, row, job.seed, share * 3 // 4, records=part, extra=extra, known=bench.known,
-            shuffle=shuffle,
+            bench, row, job.seed, share * 3 // 4, records=some_part, extra=extra,
+            known=bench.known, shuffle=shuffle, part=part, name=f"trial-{number}",
         )  # fmt: skip
         value = _aside(bench, aside, spent)
-        used += done.spent.total + spent.total
-        trials.append({"options": extra, "value": value, "tokens": done.spent.total + spent.total})
+        return {"options": extra, "value": value, "tokens": done.spent.total + spent.total}
+
+    trials = [
+        part.once(f"tried-{number}", partial(trial, number, extra))
+        for number, extra in enumerate(grid)
+    ]
+    used = sum(trial["tokens"] for trial in trials)
     best = max(trials, key=lambda trial: trial["value"])
     return dict(best["options"]), trials, used
 

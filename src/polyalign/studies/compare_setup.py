@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -109,7 +110,7 @@ class Job:
             "row": row,
             "seed": 0 if self.row.kind == "base" else self.seed,
             "version": polyalign.__version__,
-            "code": code_hash(*self.roots),
+            "code": _code(*self.roots),
         }
         text = json.dumps(parts, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:24]
@@ -127,6 +128,12 @@ class Job:
             elif family is not None:
                 found.append(declaration(family, self.row.method))
         return found
+
+
+@cache
+def _code(*roots: str) -> str:
+    """The hash of roots, found once a process."""
+    return code_hash(*roots)
 
 
 def jobs_of(setup: Setup) -> list[Job]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from polyalign.errors import OptionError
@@ -21,6 +21,7 @@ from polyalign.runs.plan import Facts, settings_of
 from polyalign.runs.prepare import chosen, survey
 from polyalign.runs.start import parameters
 from polyalign.studies.compare_bench import Bench, ShuffledJudge
+from polyalign.studies.compare_part import Keeper, Part
 from polyalign.studies.compare_setup import Row
 
 MICRO = 4096
@@ -38,16 +39,23 @@ class Enough(Exception):
 
 
 class Meter(Quiet):
-    """Ends a session at its budget, and keeps its learning curve."""
+    """Ends a session at its budget, keeps its learning curve, and saves it now and then."""
 
-    def __init__(self, spent: Tokens, limit: float, steps: int | None = None) -> None:
+    def __init__(
+        self, spent: Tokens, limit: float, steps: int | None = None, keeper: Keeper | None = None
+    ) -> None:
         super().__init__()
         self.spent, self.limit, self.steps = spent, limit, steps
+        self.keeper = keeper or Keeper(None)
         self.costs: list[Tokens] = []
         self._last = 0
 
     def step(self, session: Session, row: dict[str, Any]) -> None:
         super().step(session, row | {"computed": self.spent.total})
+
+    def put(self, name: str, value: Any, own: bool = False) -> None:
+        super().put(name, value, own)
+        self.keeper.new[name] = value
 
     def boundary(self, session: Session) -> None:
         cost = self.spent.total - self._last
@@ -58,17 +66,34 @@ class Meter(Quiet):
             raise Enough
         if self.steps is not None and session.position["step"] >= self.steps:
             raise Enough
+        if self.keeper.due():
+            self.keeper.save(session, self.counted())
+
+    def counted(self) -> dict[str, Any]:
+        """What was spent, and the rows so far, as plain data."""
+        return {"spent": asdict(self.spent), "last": self._last, "rows": self.rows}
+
+    def restore(self, counted: Mapping[str, Any], kept: Mapping[str, Any]) -> None:
+        """Go on counting from where a checkpoint was."""
+        for name, value in counted["spent"].items():
+            setattr(self.spent, name, value)
+        self._last, self.rows = counted["last"], list(counted["rows"])
+        self.kept = dict(kept)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training run left: the work done, and its curve; the policy was trained in place."""
+    """What a training run left: the work done, and its curve; the policy was trained in place.
+
+    ``before``: seconds that earlier, interrupted processes had spent on it.
+    """
 
     spent: Tokens
     steps: int
     planned: int
     rows: list[dict[str, Any]]
     settings: Settings
+    before: float = 0.0
 
 
 def train(
@@ -81,6 +106,8 @@ def train(
     extra: Mapping[str, Any] | None = None,
     known: Known | None = None,
     shuffle: int | None = None,
+    part: Part | None = None,
+    name: str = "run",
 ) -> Trained:
     """Train ``bench.policy`` with a row's method for at most ``budget`` computed tokens.
 
@@ -112,7 +139,9 @@ def train(
     judge = bench.judge
     if shuffle is not None and judge is not None:
         judge = ShuffledJudge(judge, shuffle)
-    return at_budget(declaration, hyper, policy, records, settings, judge, budget, known)
+    return at_budget(
+        declaration, hyper, policy, records, settings, judge, budget, known, part, name
+    )
 
 
 def at_budget(
@@ -124,51 +153,79 @@ def at_budget(
     judge: Judge | None,
     budget: int,
     known: Known | None = None,
+    part: Part | None = None,
+    name: str = "run",
 ) -> Trained:
     """Train a policy in place with a method's own loops until ``budget`` tokens are computed.
 
     A few steps, which are then undone, find out what a step costs, so that the learning rate's
-    schedule ends where the budget does.
+    schedule ends where the budget does. With ``part`` an interrupted run goes on where it was,
+    under its ``name``.
     """
     method = declaration(**hyper)
-    start = {name: value.clone() for name, value in policy.tensors().items()}
+    part = part or Part(None)
+    start = {key: value.clone() for key, value in policy.tensors().items()}
 
-    def attempt(settings: Settings, limit: float, steps: int | None = None) -> tuple[Meter, int]:
+    def session_of(settings: Settings, meter: Meter) -> Session:
         policy.load(start)
-        spent = Tokens()
-        meter = Meter(spent, limit, steps)
         session = Session(
             maker(declaration, hyper),
-            Counted(policy, spent),
+            Counted(policy, meter.spent),
             records,
             settings,
             hooks=meter,
-            judge=None if judge is None else CountedJudge(judge, spent),
+            judge=None if judge is None else CountedJudge(judge, meter.spent),
         )
         assert isinstance(session.start, Counted)
         session.start.known = known
+        return session
+
+    def probed() -> list[dict[str, int]]:
+        # A run of more than one epoch keeps its references, as a long one would.
+        meter = Meter(Tokens(), 1e30, PROBE)
         with contextlib.suppress(Enough):
-            run_loops(session)
+            run_loops(session_of(replace(settings, epochs=2 * max(settings.epochs, 1.0)), meter))
+        return [asdict(cost) for cost in meter.costs]
+
+    def attempt(settings: Settings, keeper: Keeper) -> tuple[Meter, int]:
+        """One run at the budget, or what is left of one; the stage in which it ended."""
+        meter = Meter(Tokens(), budget, keeper=keeper)
+        session = session_of(settings, meter)
+        found = keeper.newest()
+        if found is not None:
+            tree, kept = found
+            meter.restore(tree["counted"], kept)
+            if tree["whole"]:
+                policy.load(tree["session"]["policy"])
+                return meter, int(tree["counted"]["stage"])
+            session.restore(tree["session"])
+            # What restoring reads again was paid for already.
+            meter.restore(tree["counted"], kept)
+        with contextlib.suppress(Enough):
+            run_loops(session, restored=found is not None)
+        keeper.save(session, meter.counted() | {"stage": session.position["stage"]}, whole=True)
         return meter, session.position["stage"]
 
-    # A run of more than one epoch keeps its references, as a long one would.
-    probe, _ = attempt(replace(settings, epochs=2 * max(settings.epochs, 1.0)), 1e30, PROBE)
-    epochs = _epochs(method, records, settings, probe.costs, budget)
+    costs = [Tokens(**cost) for cost in part.once(f"{name}-cost", probed)]
+    epochs = _epochs(method, records, settings, costs, budget)
     if epochs is None:
         raise OptionError(
-            f"One optimizer step of {declaration.id} computes {probe.costs[0].total:,} tokens, more"
+            f"One optimizer step of {declaration.id} computes {costs[0].total:,} tokens, more"
             f" than the budget of {budget:,}.",
             "Raise --budget, or make steps smaller with --batch.",
         )
+    before = 0.0
     for left in reversed(range(ATTEMPTS)):
         run = replace(settings, epochs=epochs)
         planned = sum(steps_of(stage, len(records), run) for stage in method.stages)
-        meter, stage = attempt(run, budget)
+        keeper = part.keeper(f"{name}-{left}")
+        meter, stage = attempt(run, keeper)
+        before += keeper.before
         share = len(meter.rows) / max(planned, 1)
         if stage == len(method.stages) - 1 or left == 0:
             break
         epochs *= min(share, 0.98)
-    return Trained(meter.spent, len(meter.rows), planned, meter.rows, run)
+    return Trained(meter.spent, len(meter.rows), planned, meter.rows, run, before)
 
 
 def maker(declaration: Declaration, hyper: Mapping[str, Any]) -> Any:

@@ -25,6 +25,7 @@ from polyalign.policies.counted import Tokens
 from polyalign.protocols import Judge
 from polyalign.studies.compare_bench import ShuffledJudge, shuffled
 from polyalign.studies.compare_cell import curve, peak, reset_peak, rounded
+from polyalign.studies.compare_part import Part
 from polyalign.studies.compare_setup import Job, Row, Setup
 from polyalign.studies.compare_train import at_budget, candidates
 from polyalign.studies.lab import policy_for
@@ -103,8 +104,11 @@ def records_for(world: Discrete, row: Row, seed: int, shuffle: int | None = None
     return list(convert(records, wanted))
 
 
-def run_world_cell(job: Job) -> dict[str, Any]:
-    """One cell in a world: a function of the job but for seconds and memory."""
+def run_world_cell(job: Job, part: Part | None = None) -> dict[str, Any]:
+    """One cell in a world: a function of the job but for seconds and memory.
+
+    ``part``: what an interrupted process kept of it.
+    """
     began = time.perf_counter()
     reset_peak()
     setup, row = job.setup, job.row
@@ -114,6 +118,7 @@ def run_world_cell(job: Job) -> dict[str, Any]:
                            "hyper": dict(row.hyper), "seed": job.seed}  # fmt: skip
     if row.kind == "base":
         out["cost"] = Tokens().to_json() | {"steps": 0}
+        before = 0.0
     else:
         shuffle = 1 + job.seed if row.kind == "shuffled" else None
         judge: Judge = world.judge if shuffle is None else ShuffledJudge(world.judge, shuffle)
@@ -126,7 +131,9 @@ def run_world_cell(job: Job) -> dict[str, Any]:
             settings,
             judge,
             setup.budget,
+            part=part,
         )
+        before = done.before
         out["cost"] = done.spent.to_json() | {"steps": done.steps, "planned": done.planned}
         out["settings"] = {"lr": settings.lr, "batch": settings.batch,
                            "epochs": done.settings.epochs}  # fmt: skip
@@ -142,7 +149,7 @@ def run_world_cell(job: Job) -> dict[str, Any]:
     if row.kind == "base":
         out["answers"]["best_of"] = best_of(world.start, world.reward, setup.best_of).tolist()
         out["answers"]["n"] = setup.best_of
-    out["seconds"] = {"train": round(time.perf_counter() - began, 2), "measure": 0.0}
+    out["seconds"] = {"train": round(before + time.perf_counter() - began, 2), "measure": 0.0}
     out["made"] = {
         "polyalign": polyalign.__version__,
         "torch": torch.__version__,
