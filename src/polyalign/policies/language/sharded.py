@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from polyalign.engine import processes, sharding
 from polyalign.errors import ModelError
@@ -107,7 +108,9 @@ class Shards:
 
 
 def _within(compute: Callable[[], T]) -> T:
-    return compute()
+    # FSDP listens to what comes out, and nobody hears what happens to a view.
+    found: T = tree_map_only(Tensor, lambda x: x.clone() if x._is_view() else x, compute())
+    return found
 
 
 def _check(model: nn.Module) -> None:
