@@ -32,6 +32,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("feedback",),
     ("protocols",),
     ("types",),
+    ("hyper",),
     ("errors",),
 )
 """The rooms from the top of the house to the bottom; a room sees only the floors below its own."""

@@ -46,6 +46,18 @@ class Format:
     used: frozenset[str]
 
 
+def formed(
+    name: str,
+    kind: type[Any],
+    columns: str,
+    fits: Callable[[Row], bool],
+    parse: Callable[[Row], Parts],
+    *used: str,
+) -> Format:
+    """A format whose ``used`` columns are no extras."""
+    return Format(name, kind, columns, fits, parse, frozenset(used))
+
+
 SCORE_FIELDS = ("margin", "score_chosen", "score_rejected", "score", "reward", "rating")
 """Extra columns that are scores whenever they hold a number: there NaN is a bad row."""
 
@@ -58,11 +70,12 @@ def has(row: Row, *names: str) -> bool:
 @cache
 def all_formats() -> tuple[Format, ...]:
     """Every format, in the order in which they are tried."""
+    from polyalign.feedback.formats_factory import FACTORY
     from polyalign.feedback.formats_named import NAMED
     from polyalign.feedback.formats_ranked import RANKED
     from polyalign.feedback.formats_trl import TRL, TRL_SPECIFIC
 
-    return (*TRL_SPECIFIC, *RANKED, *NAMED, *TRL)
+    return (*TRL_SPECIFIC, *RANKED, *NAMED, *FACTORY, *TRL)
 
 
 def recognise(row: Row, kind: type[Record] | None = None) -> Format | None:

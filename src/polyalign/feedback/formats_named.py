@@ -1,15 +1,15 @@
-"""Files of other libraries and well-known sets: LLaMA-Factory, SHP, UltraFeedback, HelpSteer,
-arena-like comparisons.
+"""Well-known sets: SHP, UltraFeedback, HelpSteer, arena-like comparisons.
 
 An ``instruction`` is a turn of a user, so these become conversations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from polyalign.feedback.formats import Format, Parts, as_label, as_list, as_number, has, shown
+from polyalign.feedback.formats import Parts, as_label, as_list, as_number, formed, has, shown
+from polyalign.feedback.formats_factory import ALPACA, alpaca_prompt, assistant, text_in
 from polyalign.feedback.formats_ranked import outcome_of, overall
 from polyalign.feedback.formats_trl import last_assistant_turn
 from polyalign.feedback.payloads import (
@@ -22,93 +22,15 @@ from polyalign.feedback.payloads import (
     type_name,
     user_turn,
 )
-from polyalign.feedback.records import Binary, Demonstration, Message, Pair, Prompt, Scored, Votes
-
-ALPACA = ("instruction", "input", "output", "system", "history")
-
-
-def _text_in(row: Row, field: str) -> str:
-    value = need(row, field)
-    if not isinstance(value, str):
-        raise RowError(field, f"should be a string, not {type_name(value)}")
-    return value
-
-
-def _assistant(text: str) -> tuple[Message, ...]:
-    return ({"role": "assistant", "content": text},)
-
-
-# LLaMA-Factory: alpaca and sharegpt.
-
-
-def alpaca_prompt(row: Row) -> tuple[Message, ...]:
-    """system, history, then instruction and input as one user turn."""
-    turns: list[Message] = []
-    if row.get("system"):
-        turns.append({"role": "system", "content": _text_in(row, "system")})
-    for index, past in enumerate(row.get("history") or []):
-        if not (isinstance(past, (list, tuple)) and len(past) == 2):
-            raise RowError(f"history[{index}]", "should be a question and an answer")
-        turns += [
-            {"role": "user", "content": str(past[0])},
-            {"role": "assistant", "content": str(past[1])},
-        ]
-    texts = [_text_in(row, "instruction")]
-    if row.get("input"):
-        texts.append(_text_in(row, "input"))
-    return (*turns, *user_turn("\n".join(texts)))
-
-
-def _parse_alpaca(row: Row) -> Parts:
-    return {"prompt": alpaca_prompt(row), "completion": _assistant(_text_in(row, "output"))}
-
-
-def _parse_alpaca_pair(row: Row) -> Parts:
-    answers = {name: _assistant(_text_in(row, name)) for name in ("chosen", "rejected")}
-    return {"prompt": alpaca_prompt(row), **answers}
-
-
-def _parse_alpaca_binary(row: Row) -> Parts:
-    return {**_parse_alpaca(row), "label": as_label(need(row, "kto_tag"), "kto_tag")}
-
-
-def _parse_alpaca_prompt(row: Row) -> Parts:
-    return {"prompt": alpaca_prompt(row)}
-
-
-def _sharegpt_turns(row: Row) -> tuple[Message, ...]:
-    turns = as_messages(need(row, "conversations"), "conversations")
-    if row.get("system"):
-        turns = ({"role": "system", "content": _text_in(row, "system")}, *turns)
-    return turns
-
-
-def _parse_sharegpt(row: Row) -> Parts:
-    return last_assistant_turn(_sharegpt_turns(row), "conversations")
-
-
-def _parse_sharegpt_binary(row: Row) -> Parts:
-    name = "kto_tag" if "kto_tag" in row else "label"
-    return {**_parse_sharegpt(row), "label": as_label(need(row, name), name)}
-
-
-def _parse_sharegpt_pair(row: Row) -> Parts:
-    prompt = _sharegpt_turns(row)
-    if prompt[-1]["role"] == "assistant":
-        raise RowError("conversations", "ends with an answer beside chosen and rejected")
-    answers = {name: as_answer(need(row, name), name, prompt) for name in ("chosen", "rejected")}
-    return {"prompt": prompt, **answers}
-
-
-# Well-known sets.
+from polyalign.feedback.records import Pair, Scored, Votes
 
 
 def parse_shp(row: Row) -> Parts:
     """SHP: labels is 1 where reply A has the higher score."""
     first = as_label(need(row, "labels"), "labels")
-    a, b = (_assistant(_text_in(row, f"human_ref_{name}")) for name in "AB")
+    a, b = (assistant(text_in(row, f"human_ref_{name}")) for name in "AB")
     parts: Parts = {
-        "prompt": user_turn(_text_in(row, "history")),
+        "prompt": user_turn(text_in(row, "history")),
         "chosen": a if first else b,
         "rejected": b if first else a,
     }
@@ -139,7 +61,7 @@ def parse_ultrafeedback(row: Row) -> Parts:
         field = f"completions[{index}]"
         if not isinstance(item, Mapping):
             raise RowError(field, f"should be an object, not {type_name(item)}")
-        texts.append(_assistant(_text_in(item, "response")))
+        texts.append(assistant(text_in(item, "response")))
         scores = {}
         for aspect, value in (item.get("annotations") or {}).items():
             number = rating(value, f"{field}.annotations.{aspect}")
@@ -153,7 +75,7 @@ def parse_ultrafeedback(row: Row) -> Parts:
             raise RowError(field, "has no ratings")
         by_response.append(scores)
     ranked = overall([score_first(scores) for scores in by_response], "completions")
-    prompt = user_turn(_text_in(row, "instruction"))
+    prompt = user_turn(text_in(row, "instruction"))
     return {
         "prompt": prompt,
         "completions": tuple(texts),
@@ -252,19 +174,8 @@ def winner_of(value: Any, field: str, names: tuple[str, str]) -> float:
     raise RowError(field, f"should say which answer won, not {shown(value)}")
 
 
-def _form(
-    name: str,
-    kind: type[Any],
-    columns: str,
-    fits: Callable[[Row], bool],
-    parse: Callable[[Row], Parts],
-    *used: str,
-) -> Format:
-    return Format(name, kind, columns, fits, parse, frozenset(used))
-
-
 NAMED = (
-    _form(
+    formed(
         "SHP",
         Pair,
         "history, human_ref_A, human_ref_B, labels",
@@ -277,7 +188,7 @@ NAMED = (
         "score_A",
         "score_B",
     ),
-    _form(
+    formed(
         "UltraFeedback",
         Scored,
         "instruction, completions: [{response, annotations | overall_score}]",
@@ -286,7 +197,7 @@ NAMED = (
         "instruction",
         "completions",
     ),
-    _form(
+    formed(
         "HelpSteer",
         Scored,
         "prompt, response, helpfulness, …",
@@ -296,7 +207,7 @@ NAMED = (
         "response",
         *HELPSTEER,
     ),
-    _form(
+    formed(
         "HelpSteer preference",
         Scored,
         "prompt, response_1, response_2, preference_strength",
@@ -314,7 +225,7 @@ NAMED = (
         "preference_strength",
         "overall_preference",
     ),
-    _form(
+    formed(
         "Two responses and a winner",
         Votes,
         "prompt, response_a, response_b, winner (a | b | tie)",
@@ -331,74 +242,5 @@ NAMED = (
         "annotator",
         "judge",
     ),
-    _form(
-        "LLaMA-Factory sharegpt preference",
-        Pair,
-        "conversations, chosen, rejected",
-        lambda row: has(row, "conversations", "chosen", "rejected"),
-        _parse_sharegpt_pair,
-        "conversations",
-        "chosen",
-        "rejected",
-        "system",
-    ),
-    _form(
-        "LLaMA-Factory sharegpt with a thumb",
-        Binary,
-        "conversations, kto_tag",
-        lambda row: (
-            has(row, "conversations")
-            and (has(row, "kto_tag") or isinstance(row.get("label"), bool))
-        ),
-        _parse_sharegpt_binary,
-        "conversations",
-        "kto_tag",
-        "label",
-        "system",
-    ),
-    _form(
-        "LLaMA-Factory sharegpt",
-        Demonstration,
-        "conversations",
-        lambda row: has(row, "conversations"),
-        _parse_sharegpt,
-        "conversations",
-        "system",
-    ),
-    _form(
-        "LLaMA-Factory alpaca preference",
-        Pair,
-        "instruction, input, chosen, rejected",
-        lambda row: has(row, "instruction", "chosen", "rejected"),
-        _parse_alpaca_pair,
-        *ALPACA,
-        "chosen",
-        "rejected",
-    ),
-    _form(
-        "LLaMA-Factory alpaca with a thumb",
-        Binary,
-        "instruction, input, output, kto_tag",
-        lambda row: has(row, "instruction", "output", "kto_tag"),
-        _parse_alpaca_binary,
-        *ALPACA,
-        "kto_tag",
-    ),
-    _form(
-        "LLaMA-Factory alpaca",
-        Demonstration,
-        "instruction, input, output",
-        lambda row: has(row, "instruction", "output"),
-        _parse_alpaca,
-        *ALPACA,
-    ),
-    _form(
-        "Instructions",
-        Prompt,
-        "instruction, input",
-        lambda row: has(row, "instruction") and not has(row, "prompt") and not has(row, "text"),
-        _parse_alpaca_prompt,
-        *ALPACA,
-    ),
 )
-"""Files of other libraries, the most specific first."""
+"""Well-known sets, the most specific first."""
