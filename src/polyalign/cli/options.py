@@ -27,6 +27,7 @@ PANELS = {
             "threads",
             "memory",
             "checkpointing",
+            "reference_states",
             "max_length",
             "max_prompt_length",
             "assistant",

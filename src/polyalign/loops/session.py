@@ -10,13 +10,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from polyalign.engine import processes, sharding
-from polyalign.engine.scoring import Cast
+from polyalign.engine.scoring import Cast, live
 from polyalign.engine.step import Engine, Report, cut
 from polyalign.errors import NeedsError, NumericsError
 from polyalign.feedback.records import Record
@@ -34,7 +35,8 @@ class Settings:
 
     ``batch``: units in one optimizer step; ``budget``: decisions in one micro-batch at most;
     ``warmup``: share (below 1) or number of steps; ``clip``: largest gradient norm, None: no
-    clipping.
+    clipping; ``reference_states``: the dtype in which a constant reference's states are kept where
+    its whole law is read again, None: they are computed again.
     """
 
     seed: int = 0
@@ -50,6 +52,7 @@ class Settings:
     schedule: str = "linear"
     warmup: float = 0.1
     clip: float | None = 1.0
+    reference_states: str | None = None
     eval_every: int = 0
     sampling: Sampling = field(default_factory=Sampling)
 
@@ -76,6 +79,10 @@ class Hooks(Protocol):
         """What was kept under a name, or None."""
         ...
 
+    def place(self, name: str) -> Path | None:
+        """A folder for what is too large to be kept as a tree; None where there is no disk."""
+        ...
+
     def progress(self, what: str, done: int, total: int) -> None:
         """Something long goes on: ``done`` of ``total``."""
         ...
@@ -98,6 +105,9 @@ class Quiet:
 
     def get(self, name: str) -> Any | None:
         return self.kept.get(name)
+
+    def place(self, name: str) -> Path | None:
+        return None
 
     def progress(self, what: str, done: int, total: int) -> None: ...
 
@@ -170,6 +180,11 @@ class Session:
             for name, reference in self.cast.references.items()
             if again and stage.reference(name).every == 0
         }
+        for name in self.caches if self.settings.reference_states else ():
+            where = self.hooks.place(f"laws/stage-{index}/{name}")
+            remember = getattr(self.cast.references[name], "remember", None)
+            if where is not None and remember is not None and whole_law(stage, name):
+                remember(where, self.settings.reference_states)
         self.cast.modules.clear()
         for name, module in stage.modules.items():
             if module.target_of is None:
@@ -381,6 +396,12 @@ class Session:
                 if kept is not None:
                     cache.restore(kept)
         self.loop_state = copy.deepcopy(dict(tree["loop"]))
+
+
+def whole_law(stage: Stage, name: str) -> bool:
+    """Whether a stage reads a reference's whole law at each step."""
+    needs = [update.objective.needs for update in stage.updates]
+    return any(live(one) and name in one.references for one in needs)
 
 
 def _named(update: Update, report: Report) -> dict[str, float]:

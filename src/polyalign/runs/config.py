@@ -83,6 +83,10 @@ class TrainConfig(BaseModel):
 
     full: bool | None = Field(None, description="train all weights (default: LoRA above 100M)")
     lora: Lora = Field(default_factory=Lora)
+    reference_states: Literal["float32", "bfloat16"] | None = Field(
+        None,
+        description="keep the reference's states on disk, where its whole law is read every epoch",
+    )
     quantize: Literal["4bit", "8bit"] | None = Field(
         None, description="hold the base of adapters in few bits (bitsandbytes)"
     )

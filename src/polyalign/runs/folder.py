@@ -152,6 +152,9 @@ class FolderHooks:
         found = checkpoint.newest(folder) if folder.is_dir() else None
         return None if found is None else checkpoint.load(found)[0]["value"]
 
+    def place(self, name: str) -> Path | None:
+        return self.folder / "kept" / name
+
     def progress(self, what: str, done: int, total: int) -> None:
         self.watcher.progress(what, done, total)
 

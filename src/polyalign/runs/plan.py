@@ -23,7 +23,7 @@ from polyalign.runs.memory import Budget
 BOUND = (
     "method", "hyper", "seed", "records", "data", "model", "batch", "micro", "epochs", "max_steps",
     "lr", "module_lr", "optimizer", "schedule", "warmup", "full", "lora", "quantize", "dtype",
-    "device", "threads", "max_length", "torch", "processes", "fsdp",
+    "reference_states", "device", "threads", "max_length", "torch", "processes", "fsdp",
 )  # fmt: skip
 """What must be the same for a resumed run to be bit for bit the uninterrupted one."""
 
@@ -89,6 +89,7 @@ def settings_of(
         schedule=config.schedule,
         warmup=config.warmup,
         clip=config.clip,
+        reference_states=config.reference_states,
         eval_every=config.eval_every,
         sampling=Sampling(config.temperature, config.top_p, config.top_k, config.max_new_tokens),
     )
@@ -154,6 +155,7 @@ def make_plan(
         "full": facts.full,
         "lora": None if facts.full else config.lora.model_dump(),
         "quantize": facts.quantize,
+        "reference_states": config.reference_states,
         "dtype": facts.dtype,
         "device": facts.device,
         "threads": torch.get_num_threads(),

@@ -15,6 +15,7 @@ from polyalign.feedback.records import Binary, Pair, Prompt, Record, Scored, kin
 from polyalign.feedback.table import FeedbackSet
 from polyalign.feedback.turns import EveryTurn
 from polyalign.feedback.units import Members, fault, fields_of, slots
+from polyalign.loops.session import whole_law
 from polyalign.protocols import Policy
 from polyalign.recipe import Declaration, Method
 from polyalign.runs.config import TrainConfig
@@ -96,6 +97,13 @@ def refuse_unused(config: TrainConfig, declaration: Declaration, method: Method)
     steps = [step for source in sources for step in source.steps]
     samples = judged or any(getattr(step, "samples", True) for step in steps)
     modules = any(stage.modules for stage in method.stages)
+    paper = declaration.paper if config.paper_defaults and declaration.paper else {}
+    epochs = config.epochs or paper.get("epochs", 1)
+    laws = any(
+        epochs * stage.share > 1 and whole_law(stage, name) and not stage.reference(name).every
+        for stage in method.stages
+        for name in {n for u in stage.updates for n in u.objective.needs.references}
+    )
     read = {
         "judge": judged,
         "temperature": judged,
@@ -103,13 +111,19 @@ def refuse_unused(config: TrainConfig, declaration: Declaration, method: Method)
         "top_k": samples,
         "module_lr": modules,
         "patience": config.early_stopping is not None,
+        "reference_states": laws,
+    }
+    mends = {
+        "patience": "Add early_stopping, or leave it out.",
+        "reference_states": "It is for methods that read a constant reference's whole law at each "
+        "step, as tdpo does, in more than one epoch. Leave it out.",
     }
     for name, used in read.items():
         if not used and getattr(config, name) != TrainConfig.model_fields[name].default:
             raise OptionError(
                 f"{name}={getattr(config, name)!r} would have no effect on this run of "
                 f"{declaration.id}.",
-                "Leave it out." if name != "patience" else "Add early_stopping, or leave it out.",
+                mends.get(name, "Leave it out."),
             )
 
 

@@ -37,6 +37,11 @@ def check(config: TrainConfig, method: Method) -> None:
             f"fsdp=True does not go with optimizer={eight.NAME}, whose blocks cannot be cut.",
             "Use adamw: its state is laid in parts too.",
         )
+    if config.reference_states:
+        raise OptionError(
+            "fsdp=True does not go with reference_states, as all processes compute together.",
+            "Leave reference_states out.",
+        )
     for stage in method.stages:
         for name, module in stage.modules.items():
             if module.kind == "value" and module.options.get("trunk", "copy") == "copy":

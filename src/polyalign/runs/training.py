@@ -208,7 +208,8 @@ def train(
     def write_plan() -> None:
         if old is not None and any(old.get(n) != ready.plan[n] for n in ("model", "dtype")):
             # Reference values that were kept belong to weights that are no longer the start.
-            shutil.rmtree(folder / "kept" / "refs", ignore_errors=True)
+            for name in ("refs", "laws"):
+                shutil.rmtree(folder / "kept" / name, ignore_errors=True)
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         write_text_atomic(folder / "config.yaml", text)
         write_json_atomic(folder / "plan.json", ready.plan)

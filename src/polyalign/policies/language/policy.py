@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from polyalign.engine import processes
 from polyalign.errors import ModelError, NeedsError, OptionError, nearest
 from polyalign.policies.language import adapters, quantised
 from polyalign.policies.language.adapters import LoraSpec
@@ -19,6 +20,7 @@ from polyalign.policies.language.cache import TokenCache
 from polyalign.policies.language.folders import NOTE
 from polyalign.policies.language.layout import lay, passes
 from polyalign.policies.language.logprobs import Head, token_quantities
+from polyalign.policies.language.remembered import Remembered
 from polyalign.policies.language.signals import AGAINST, LAW, ROW, two_laws
 from polyalign.policies.language.stop_words import stop_words
 from polyalign.policies.language.template import Encoded, Template
@@ -55,6 +57,8 @@ class LanguagePolicy:
         self.live = live
         self.quantize = quantize
         """How the base was quantised when it was loaded, so that :meth:`save` can note it."""
+        self.remembered: Remembered | None = None
+        """Where a constant's states are kept (:meth:`remember`)."""
         self._stop_words: Tensor | None = None
         self.tokens: TokenCache | None = None
         """Rows that were encoded before, where :meth:`encode` looks first."""
@@ -260,7 +264,19 @@ class LanguagePolicy:
         """
         return self._asked(lambda: self._states(rows))
 
+    def remember(self, folder: Path, dtype: str) -> None:
+        """Keep the states of this constant in a folder, as float32 or bfloat16, and read them there
+        from now on. The weights must not change.
+        """
+        self.remembered = Remembered(folder, _dtype(dtype, self.device), processes.rank())
+
     def _states(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        if self.remembered is not None:
+            states, own = self.remembered.states(rows, self._computed)
+            return states.to(self.device), own.to(self.device)
+        return self._computed(rows)
+
+    def _computed(self, rows: Rows) -> tuple[Tensor, Tensor]:
         kind = self.trunk.layout(rows)
         states, places = [], []
         for index in passes(rows, kind):
