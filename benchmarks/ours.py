@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.child import Clock
-from benchmarks.work import pairs, units
+from benchmarks.work import WORDS, pairs, units
 
 
 def _policy(spec: dict[str, Any], **more: Any) -> Any:
@@ -22,9 +25,11 @@ def _policy(spec: dict[str, Any], **more: Any) -> Any:
 
 def _session(spec: dict[str, Any], method: Any, policy: Any, records: list[Any]) -> Any:
     from polyalign.loops.session import Session, Settings
+    from polyalign.runs.memory import ENOUGH
 
     settings = Settings(
         batch=spec["batch"],
+        budget=ENOUGH["cpu"],  # what a run plans where memory is not short
         lr=spec["lr"],
         schedule="constant",
         warmup=0.0,
@@ -164,6 +169,55 @@ def sample(spec: dict[str, Any], clock: Clock) -> dict[str, Any]:
     rollout = policy.sample(contexts, spec["n"], how, range(len(contexts) * spec["n"]))
     clock.stop()
     return {"steps": clock.steps, "tokens": sum(len(row.steps) for row in rollout.rows)}
+
+
+def memory(spec: dict[str, Any], clock: Clock) -> dict[str, Any]:
+    """A whole run, from its plan to the saved model."""
+    import polyalign as pa
+
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "pairs.jsonl"
+        rows = _long(*spec["made"]) if "made" in spec else _real(spec)
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+        clock.start()
+        pa.train(
+            "dpo",
+            model=spec["model"],
+            data=str(data),
+            output=f"{folder}/run",
+            batch=spec["batch"],
+            max_steps=spec["steps"],
+            samples=0,
+            **spec["options"],
+        )
+        clock.stop()
+        plan = json.loads((Path(folder) / "run" / "plan.json").read_text("utf-8"))
+    names = ("micro", "checkpointing", "memory_bytes", "memory_limit", "longest")
+    return {"steps": clock.steps, "plan": {name: plan[name] for name in names}}
+
+
+def _real(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    records, _ = pairs(spec["data"], spec["batch"] * spec["steps"])
+    return [
+        {
+            name: [dict(turn) for turn in getattr(r, name)]
+            for name in ("prompt", "chosen", "rejected")
+        }
+        for r in records
+    ]
+
+
+def _long(context: int, answer: int) -> list[dict[str, Any]]:
+    """Eight pairs with about so many tokens in prompts and answers."""
+    words = (WORDS * (context // len(WORDS) + 2), WORDS * (answer // len(WORDS) + 2))
+    return [
+        {
+            "prompt": " ".join(words[0][i : i + context]),
+            "chosen": " " + " ".join(words[1][i : i + answer]),
+            "rejected": " " + " ".join(words[1][i + 1 : i + 1 + answer]),
+        }
+        for i in range(8)
+    ]
 
 
 def rate(spec: dict[str, Any], clock: Clock) -> dict[str, Any]:

@@ -113,6 +113,27 @@ TABLES: dict[str, Table] = {
         ),
         unit="tokens",
     ),
+    "memory": Table(
+        "Memory: what a run's plan says and what the run took",
+        {"work": "memory", "lr": 0.0},
+        tuple(
+            Line(name, "polyalign", spec)
+            for name, spec in (
+                ("LoRA, as planned", {"options": {}}),
+                ("LoRA, micro=2048", {"options": {"micro": 2048}}),
+                ("LoRA, memory=1700MB", {"options": {"memory": "1700MB"}}),
+                ("LoRA, memory=1400MB", {"options": {"memory": "1400MB"}}),
+                ("LoRA, contexts of 1500 tokens", {"options": {}, "made": [1500, 60]}),
+                (
+                    "LoRA, contexts of 1500 tokens, checkpointing",
+                    {"options": {"checkpointing": True}, "made": [1500, 60]},
+                ),
+                ("all weights", {"options": {"full": True}}),
+                ("all weights, checkpointing", {"options": {"full": True, "checkpointing": True}}),
+            )
+        ),
+        unit="bytes",
+    ),
     "growth": Table(
         "How cost grows: gradients of a small random Llama, 64 new tokens a completion",
         {"work": "grow", "lr": 0.0},
@@ -137,6 +158,8 @@ def render(table: Table, stored: Stored, needed: float | None) -> str:
     """The lines of a table as Markdown: medians over all measured steps, spreads in brackets."""
     if table.unit == "tokens":
         return _sampling(table, stored)
+    if table.unit == "bytes":
+        return _memory(table, stored)
     if table.unit == "places":
         return _growth(table, stored)
     rates = [r["rate"] for r in stored if r["rate"]]
@@ -194,6 +217,30 @@ def _sampling(table: Table, stored: Stored) -> str:
     if "polyalign" in best and others:
         peer = max(others, key=lambda k: others[k])
         lines += ["", f"polyalign: {best['polyalign'] / others[peer]:.2f}x {peer} (its best)."]
+    return "\n".join(lines)
+
+
+def _memory(table: Table, stored: Stored) -> str:
+    lines = [
+        "| | micro-batch, tokens | computed again | limit MiB | planned MiB | measured MiB | "
+        "planned / measured |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for line in table.lines:
+        mine = [r for r in stored if r["line"] == line.name]
+        if not mine:
+            lines.append(f"| {line.name} | not measured |" + " |" * 5)
+            continue
+        plan, told = mine[-1]["plan"], "memory" in mine[-1]["spec"]["options"]
+        planned = plan["memory_bytes"] / 2**20
+        measured = statistics.median(r["peak_mib"] for r in mine)
+        limit = f"{plan['memory_limit'] / 2**20:.0f}" if told else "-"
+        again = "yes" if plan["checkpointing"] else "no"
+        lines.append(
+            f"| {line.name} | {plan['micro']} | {again} | {limit} | {planned:.0f} | "
+            f"{measured:.0f} | {planned / measured:.2f} |"
+        )
+    lines += ["", "Whole runs of `dpo`, with their last checkpoint and the saved model."]
     return "\n".join(lines)
 
 

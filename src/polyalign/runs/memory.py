@@ -20,14 +20,15 @@ if TYPE_CHECKING:
     from polyalign.runs.config import TrainConfig
     from polyalign.runs.plan import Facts
 
-ENOUGH = {"cpu": 2048}
-"""Tokens of a micro-batch, by device, above which nothing gets faster; elsewhere 16384."""
+ENOUGH = {"cpu": 768}
+"""Tokens of a micro-batch, by device, above which little gets faster; elsewhere 16384."""
 
 SHARE = 0.8
 """Of the memory that is free, what a run takes without being told."""
 
-SPARE = 1.25
-"""What the backward pass needs beside what the forward pass kept."""
+SPARE = 1.6
+"""What the backward pass and gaps between blocks of memory take beside what the forward pass kept,
+as measured (`python -m benchmarks.run memory`)."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,10 @@ class Costs:
         if checkpointing:
             kept = self.inputs + self.per_token // max(self.layers, 1)
         return int(SPARE * kept)
+
+    def peak(self, tokens: int, checkpointing: bool) -> int:
+        """With micro-batches of ``tokens``; a checkpoint is written from a copy of what trains."""
+        return self.fixed() + max(tokens * self.token(checkpointing), 4 * self.trainable)
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ def budget(
         fits = room // costs.token(checkpointing)
     enough = ENOUGH.get(device.partition(":")[0], 16384)
     chosen = micro or max(min(fits, enough), largest)
-    peak = costs.fixed() + min(max(chosen, largest), step) * costs.token(checkpointing)
+    peak = costs.peak(min(max(chosen, largest), step), checkpointing)
     note = None
     if peak > limit:
         what = (
@@ -183,11 +188,11 @@ def budget_of(
 
     per_token = bytes_per_token(policy)
     updates = [update for stage in method.stages for update in stage.updates]
-    copied = facts.full and any(update.objective.needs.references for update in updates)
+    # A run keeps the policy that it began with; an adapter's shares the base.
     weights = sum(p.numel() * p.element_size() for p in policy.model.parameters())
     vocabulary = int(policy.trunk.config.vocab_size)
     costs = Costs(
-        now=used(facts.device) + (weights if copied else 0),
+        now=used(facts.device) + (weights if facts.full else 0),
         per_token=per_token,
         inputs=facts.hidden * facts.layers * policy.model.dtype.itemsize,
         layers=facts.layers,
