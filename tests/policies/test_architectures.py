@@ -142,7 +142,7 @@ def test_t18_neighbours_order_cuts_and_chunks_change_nothing(llama, lengths, ord
     steps = rows.mask.shape[1]
     for part in passes(shuffled, "packed", most=most):
         sub = shuffled.take(torch.tensor(part))
-        states, own = llama.states(sub, "packed")
+        states, own = llama.states(sub)
         targets = sub.steps.flatten()[own]
         logp = token_quantities(states, llama.trunk.head, targets, chunk=chunk)["logp"]
         t = sub.mask.shape[1]
