@@ -10,10 +10,10 @@ import pytest
 from polyalign import objective
 from polyalign.methods.build_index import entry, headers
 from polyalign.recipe import Declaration
-from tests.methods import test_refusals, test_refusals_of_pairs
+from tests.methods import refusals, test_refusals_of_pairs
 
 KNOWN = {id: d for id, d in headers().items() if isinstance(d, Declaration)}
-GOOD = {**test_refusals.GOOD, **test_refusals_of_pairs.GOOD}
+GOOD = {**refusals.GOOD, **test_refusals_of_pairs.GOOD}
 BY_CREDIT = {"grpo"}
 """Methods whose arrays may stand for others: rewards for advantages."""
 
