@@ -170,12 +170,13 @@ def plan(method: str, *, watcher: Watcher | None = None, **options: Any) -> dict
     """Everything :func:`train` would check and decide, without training (``--dry-run``)."""
     import tempfile
 
+    from polyalign.engine import processes
     from polyalign.runs.config import configure
     from polyalign.runs.folder import Silent
     from polyalign.runs.training import prepare
 
     declaration = declaration_of(method)
-    with tempfile.TemporaryDirectory() as scratch:
+    with processes.joined(), tempfile.TemporaryDirectory() as scratch:
         config = configure({"method": method, "output": scratch, **options}, declaration)
         ready = prepare(
             declaration, config.model_copy(update={"output": Path(scratch)}), watcher or Silent()

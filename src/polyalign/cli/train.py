@@ -90,6 +90,8 @@ def train(
     if dry_run:
         with results_only(), Progress("reading and planning") as watcher:
             plan = api.plan(name, watcher=watcher, **values)
+        if not first_process():
+            return
         emit(plan) if json else show_plan(plan)
         return
     with results_only(), Progress("getting ready") as watcher:
@@ -165,6 +167,7 @@ def show_plan(found: dict[str, Any]) -> None:
         "optimizer": plan["optimizer"],
         "reference": ", ".join(plan["references"]) or "none",
         "machine": f"{plan['device']}, {plan['threads']} threads, {plan['dtype']}",
+        "processes": _processes(plan),
         "memory": f"about {plan['memory_bytes'] / 2**30:.1f} GiB"
         + f" of {plan['memory_limit'] / 2**30:.1f} GiB"
         + (", activations computed again" if plan["checkpointing"] else ""),
@@ -179,6 +182,11 @@ def show_plan(found: dict[str, Any]) -> None:
 
 def _words(hyper: dict[str, Any]) -> str:
     return " ".join(f"{name}={value}" for name, value in hyper.items())
+
+
+def _processes(plan: dict[str, Any]) -> str:
+    held = "its part of the weights" if plan["fsdp"] else "the whole model"
+    return "1" if plan["processes"] == 1 else f"{plan['processes']}, each with {held}"
 
 
 def _trained(plan: dict[str, Any]) -> str:

@@ -31,7 +31,14 @@ def joined() -> Iterator[None]:
         return
     gpu = torch.cuda.is_available()
     if gpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        place, here = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if place >= here:
+            raise RunError(
+                f"Process {place} of this machine has no GPU: {here} can be seen.",
+                f"Start {here} processes here (--nproc-per-node {here}), or see more with "
+                "CUDA_VISIBLE_DEVICES.",
+            )
+        torch.cuda.set_device(place)
     try:
         # Numbers about a step are summed on the CPU, gradients where they lie.
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")

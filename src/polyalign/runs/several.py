@@ -50,11 +50,3 @@ def check(config: TrainConfig, method: Method) -> None:
                     "own.",
                     "Leave fsdp out, or choose a method without it.",
                 )
-
-
-def told(plan: dict[str, object]) -> str:
-    """How many processes train together, and what each holds, to read."""
-    if plan["processes"] == 1:
-        return "1"
-    held = "a part of the weights (FSDP2)" if plan["fsdp"] else "the whole model"
-    return f"{plan['processes']}, each with {held}"
