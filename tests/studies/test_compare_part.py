@@ -99,30 +99,40 @@ def test_a_cell_that_is_stopped_while_it_is_measured_is_not_trained_again(
     assert len(steps) == before
 
 
+class Told:
+    """As much of a session as is saved."""
+
+    def __init__(self, step: int) -> None:
+        self.position = {"step": step}
+
+    def state(self):
+        return {"policy": {}, "position": dict(self.position)}
+
+
+def saved(folder, step: int, **new) -> Keeper:
+    keeper = Keeper(folder)
+    keeper.new = new
+    keeper.save(Told(step), {"spent": {}})
+    return keeper
+
+
 def test_what_was_kept_after_the_checkpoint_is_made_again(tmp_path):
-    class Told:
-        def __init__(self, step):
-            self.position = {"step": step}
-
-        def state(self):
-            return {"policy": {}, "position": dict(self.position)}
-
-    keeper = Keeper(tmp_path / "run")
-    keeper.new = {"first": [1, 2]}
-    keeper.save(Told(3), {"spent": {}})
-    # The next checkpoint is torn: what was kept with it is there, and its state is not.
-    keeper.new = {"second": [3]}
-    keeper.save(Told(5), {"spent": {}})
-    for file in (tmp_path / "run" / "state").rglob("state.json"):
-        file.write_text(file.read_text().replace('"step":5', '"step":6'))
-    assert Keeper(tmp_path / "run").newest() is None
-    whole = Keeper(tmp_path / "other")
-    whole.new = {"first": [1, 2]}
-    whole.save(Told(3), {"spent": {}})
-    (tmp_path / "run" / "kept" / "00000005").rename(tmp_path / "other" / "kept" / "00000005")
-    tree, kept = Keeper(tmp_path / "other").newest() or ({}, {})
+    saved(tmp_path / "a", 3, first=[1, 2])
+    saved(tmp_path / "b", 5, second=[3])
+    # The process ended between writing what was kept and the state that goes with it.
+    (tmp_path / "b" / "kept" / "00000005").rename(tmp_path / "a" / "kept" / "00000005")
+    tree, kept = Keeper(tmp_path / "a").newest() or ({}, {})
     assert tree["session"]["position"] == {"step": 3}
     assert kept == {"first": [1, 2]}
+    assert not (tmp_path / "a" / "kept" / "00000005").exists()
+
+
+def test_a_damaged_checkpoint_counts_as_none(tmp_path):
+    saved(tmp_path, 3, first=[1, 2])
+    for file in (tmp_path / "state").rglob("state.json"):
+        file.write_text(file.read_text().replace('"step":3', '"step":4'))
+    assert Keeper(tmp_path).newest() is None
+    assert Keeper(tmp_path).newest() is None
 
 
 def test_what_is_made_once_is_read_back(tmp_path):

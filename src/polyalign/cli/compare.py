@@ -11,6 +11,7 @@ from polyalign.cli.group import epilog
 from polyalign.cli.methods import Json, complete_method
 from polyalign.cli.progress import Progress
 from polyalign.cli.screen import emit, results_only, say, table
+from polyalign.errors import OptionError
 
 EXAMPLES = epilog(
     "polyalign compare dpo simpo kto -m smollm2 -d pairs.jsonl -o compared --budget 500k",
@@ -71,6 +72,10 @@ def compare(
     protocol: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="A ready design: with-sft, sizes (see the docs)."),
+    ] = None,
+    instruct: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="A further start for --protocol with-sft."),
     ] = None,
     no_texts: Annotated[
         bool, typer.Option("--no-texts", help="Leave prompts and answers out of all that is kept.")
@@ -140,7 +145,9 @@ def compare(
         from polyalign.studies.compare_protocols import follow
 
         with results_only(), Progress("comparing") as watcher:
-            found = follow(protocol, methods, output=output, watcher=watcher, **options)
+            found = follow(
+                protocol, methods, output=output, instruct=instruct, watcher=watcher, **options
+            )
         if json:
             emit(found)
             return
@@ -148,7 +155,12 @@ def compare(
             say(f"\n{part['title']}")
             show(part["result"])
             say(f"report: {part['folder']}/report.html")
+        say(f"\nall side by side: {output / 'report.html'}")
         return
+    if instruct is not None:
+        raise OptionError(
+            "--instruct is a further start of a protocol.", "Add --protocol with-sft."
+        )
     from polyalign.studies.compare import compare as run
 
     with results_only(), Progress("comparing") as watcher:

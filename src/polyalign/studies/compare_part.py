@@ -109,18 +109,22 @@ class Keeper:
         self.last = time.monotonic()
 
     def newest(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """The last good checkpoint, and what was kept until then by name; None without one."""
+        """The checkpoint, and what was kept until then by name; None without a good one."""
         if self.folder is None or not (self.folder / "state").is_dir():
             return None
-        found = checkpoint.newest(self.folder / "state")
-        if found is None:
+        try:
+            found = checkpoint.newest(self.folder / "state")
+            if found is None:
+                return None
+            tree, step = checkpoint.load(found)
+            kept: dict[str, Any] = {}
+            for place in sorted((self.folder / "kept").glob("*")):
+                if int(place.name) > step:
+                    remove_tree(place)
+                else:
+                    kept |= checkpoint.load(place / "step-00000000")[0]["value"]
+        except RunError:  # damaged: this run of the cell is begun anew
+            remove_tree(self.folder)
             return None
-        tree, step = checkpoint.load(found)
-        kept: dict[str, Any] = {}
-        for place in sorted((self.folder / "kept").glob("*")):
-            if int(place.name) > step:
-                remove_tree(place)
-            elif (one := checkpoint.newest(place)) is not None:
-                kept |= checkpoint.load(one)[0]["value"]
         self.before = float(tree["seconds"])
         return tree, kept
