@@ -224,6 +224,18 @@ def test_a_comparison_goes_on_in_another_folder_where_files_lie_elsewhere(
     compare(["dpo"], **there | {"model": str(model)})
 
 
+def test_a_comparison_computes_with_the_threads_that_were_asked_for(monkeypatch):
+    from polyalign.studies import compare_bench
+    from polyalign.studies.compare_setup import Setup
+
+    said: list[int] = []
+    monkeypatch.setattr(compare_bench.torch, "set_num_threads", said.append)
+    given = {"rows": rows_of(["dpo"]), "seeds": (0,), "budget": 1000, "primary": "ranking"}
+    compare_bench.Bench(Setup(**given, train={"threads": 3}))
+    compare_bench.Bench(Setup(**given))
+    assert said == [3]
+
+
 def test_seeds_draw_adapters_of_their_own_on_one_base(tmp_path, tiny_llama):
     from polyalign.studies.compare_bench import Bench
     from polyalign.studies.compare_setup import Setup

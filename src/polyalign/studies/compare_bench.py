@@ -53,6 +53,8 @@ class Bench:
         self.progress = progress
         self._policy: LanguagePolicy | None = None
         self._starts: dict[int, dict[str, Tensor]] = {}
+        if setup.train.get("threads"):
+            torch.set_num_threads(int(setup.train["threads"]))
 
     # Data
 
