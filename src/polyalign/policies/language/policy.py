@@ -17,6 +17,7 @@ from polyalign.errors import ModelError, NeedsError, OptionError, nearest
 from polyalign.policies.language import adapters, quantised
 from polyalign.policies.language.adapters import LoraSpec
 from polyalign.policies.language.cache import TokenCache
+from polyalign.policies.language.defaults import dtype_of, template_of
 from polyalign.policies.language.folders import NOTE
 from polyalign.policies.language.layout import lay, passes
 from polyalign.policies.language.logprobs import Head, token_quantities
@@ -63,7 +64,7 @@ class LanguagePolicy:
         self.tokens: TokenCache | None = None
         """Rows that were encoded before, where :meth:`encode` looks first."""
         self.trunk = trunk or Trunk(model)
-        self.template = template or _template(model, tokenizer, **limits)
+        self.template = template or template_of(model, tokenizer, **limits)
 
     @classmethod
     def from_pretrained(
@@ -98,7 +99,7 @@ class LanguagePolicy:
         from polyalign.policies.language import folders, models
 
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        compute = _dtype(dtype, device)
+        compute = dtype_of(dtype, device)
         options: dict[str, Any] = {"attn": attn, "trust_remote_code": trust_remote_code}
         folder = models.resolve(path, trust_remote_code=trust_remote_code)
         adapted = folders.is_adapter(folder)
@@ -265,10 +266,8 @@ class LanguagePolicy:
         return self._asked(lambda: self._states(rows))
 
     def remember(self, folder: Path, dtype: str) -> None:
-        """Keep the states of this constant in a folder, as float32 or bfloat16, and read them there
-        from now on. The weights must not change.
-        """
-        self.remembered = Remembered(folder, _dtype(dtype, self.device), processes.rank())
+        """Keep this constant's states in a folder, as a dtype, and read them there from now on."""
+        self.remembered = Remembered(folder, dtype_of(dtype, self.device), processes.rank())
 
     def _states(self, rows: Rows) -> tuple[Tensor, Tensor]:
         if self.remembered is not None:
@@ -373,15 +372,6 @@ class LanguagePolicy:
             )
         return Value(self, **options)
 
-    def gathered(self) -> dict[str, Tensor] | None:
-        """What :meth:`save` writes of sharded weights, whole, in process 0; None elsewhere.
-
-        All processes call it together.
-        """
-        from polyalign.policies.language.sharded import whole_state
-
-        return whole_state(self.model if self.peft is None else self.peft, self.peft is not None)
-
     def save(
         self,
         folder: str | Path,
@@ -392,8 +382,8 @@ class LanguagePolicy:
         """Write a folder that `transformers` (or `peft`, for an adapter) loads: safetensors only.
 
         ``dtype`` is that of the written weights (default: as held); tokenizer and chat template
-        are written along, and how an adapter's base was quantised. ``weights`` are those of
-        :meth:`gathered`, where the policy is sharded. Raises :class:`ModelError` for
+        are written along, and how an adapter's base was quantised. ``weights`` are those
+        that :func:`sharded.whole_state` gathered, where the policy is sharded. Raises :class:`ModelError` for
         a quantised model without an adapter.
         """
         folder = Path(folder)
@@ -419,27 +409,3 @@ class LanguagePolicy:
 
 _ONE_TOKEN = Rows.collate([Row((0,), torch.tensor([0]), torch.tensor([True]))])
 """The smallest row there is."""
-
-
-def _template(model: Any, tokenizer: Any, **limits: Any) -> Template:
-    """The tokenizer's template with the model's limits: its positions and its end tokens."""
-    config = model.config.get_text_config()
-    positions = getattr(config, "max_position_embeddings", None)
-    bounds = [n for n in (limits.pop("max_length", None), positions) if n is not None]
-    declared = getattr(model.generation_config, "eos_token_id", None)
-    ends = [declared] if isinstance(declared, int) else list(declared or ())
-    return Template(
-        tokenizer, max_length=min(bounds, default=None), end_ids=frozenset(ends), **limits
-    )
-
-
-def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    if dtype is None:
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    valid = {"float32", "bfloat16", "float16", "float64"}
-    if dtype not in valid:
-        raise OptionError(f"There is no dtype '{dtype}'.", nearest(dtype, valid))
-    found: torch.dtype = getattr(torch, dtype)
-    return found
