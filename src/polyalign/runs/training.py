@@ -26,6 +26,7 @@ from polyalign.policies.language import quantised
 from polyalign.policies.language.cache import TokenCache
 from polyalign.policies.language.models import resolve
 from polyalign.policies.language.policy import LanguagePolicy
+from polyalign.policies.language.sharded import whole_state
 from polyalign.protocols import Judge, Sampling
 from polyalign.recipe import Declaration, Method
 from polyalign.runs.config import TrainConfig
@@ -246,7 +247,7 @@ def train(
     loggers.close()
     # A sharded policy is sampled and gathered by all processes together.
     together = sharding.in_lockstep(ready.policy)
-    weights = ready.policy.gathered() if together else None
+    weights = whole_state(ready.policy) if together else None
     if together or processes.rank() == 0:
         _samples(session, folder, config, watcher)
     if processes.rank() == 0:

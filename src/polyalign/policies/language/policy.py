@@ -382,9 +382,9 @@ class LanguagePolicy:
         """Write a folder that `transformers` (or `peft`, for an adapter) loads: safetensors only.
 
         ``dtype`` is that of the written weights (default: as held); tokenizer and chat template
-        are written along, and how an adapter's base was quantised. ``weights`` are those
-        that :func:`sharded.whole_state` gathered, where the policy is sharded. Raises :class:`ModelError` for
-        a quantised model without an adapter.
+        are written along, and how an adapter's base was quantised. ``weights`` are what
+        :func:`sharded.whole_state` gathered, where the policy is sharded. Raises
+        :class:`ModelError` for a quantised model without an adapter.
         """
         folder = Path(folder)
         if self.peft is None and quantised.told(self.model):

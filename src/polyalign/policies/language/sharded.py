@@ -190,12 +190,15 @@ def changes_nothing(values: Mapping[str, Tensor]) -> bool:
     return not sharding.anywhere(own)
 
 
-def whole_state(model: nn.Module, adapter: bool) -> dict[str, Tensor] | None:
-    """A model's weights and buffers by name (of an adapter, what is its own) in process 0."""
+def whole_state(policy: LanguagePolicy) -> dict[str, Tensor] | None:
+    """What a sharded policy saves, whole: its model's weights and buffers by name, or what is its
+    adapter's own. In process 0; None elsewhere. All processes call it together.
+    """
+    model = policy.model if policy.peft is None else policy.peft
     known: dict[int, Any] = {}
     found: dict[str, Any] = {}
     for name, value in model.state_dict(keep_vars=True).items():
-        if adapter and "lora_" not in name and "modules_to_save" not in name:
+        if policy.peft is not None and "lora_" not in name and "modules_to_save" not in name:
             continue
         if id(value) not in known:  # tied weights stay one tensor
             known[id(value)] = sharding.gathered(value.detach())
