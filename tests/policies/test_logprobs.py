@@ -46,6 +46,7 @@ def expected(states, head, targets, other=None):
         js = ((p * (p / m).log()).sum(-1) + (q * (q / m).log()).sum(-1)) / 2
         out["js(policy|ref)"] = js
         out["log_overlap(policy|ref)"] = (p * q).sqrt().sum(-1).log()
+        out["tv(policy|ref)"] = (p - q).abs().sum(-1) / 2
     return out
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from polyalign.errors import ModelError, nearest
-from polyalign.policies.language import gguf, hub, quantised
+from polyalign.policies.language import gguf, hub
 from polyalign.policies.language.bring import KNOWN, Known, bring
 from polyalign.policies.language.folders import (
     ModelFolder,
@@ -104,7 +104,7 @@ def load_model(
     dtype: Any = "float32",
     device: str = "cpu",
     attn: str | None = None,
-    quantize: quantised.Bits | None = None,
+    quantize: Literal["4bit", "8bit"] | None = None,
     trust_remote_code: bool = False,
 ) -> Any:
     """Load a causal language model, or a base model with its `peft` adapter, in evaluation mode.
@@ -115,6 +115,8 @@ def load_model(
     Raises ModelError when the folder does not fit, or leaves any weight without a value.
     """
     import torch
+
+    from polyalign.policies.language import quantised
 
     folder = resolve(name, trust_remote_code=trust_remote_code)
     if isinstance(dtype, str) and dtype != "auto":
