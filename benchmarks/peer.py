@@ -18,18 +18,18 @@ def _loaded(spec: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def _tokenised(spec: dict[str, Any], count: int) -> list[dict[str, list[int]]]:
-    from polyalign.policies.language.policy import _template
+    from polyalign.policies.language.defaults import template_of
 
     records, _ = pairs(spec["data"], count)
     model, tokenizer = _loaded(spec)
-    return units(_encode(_template(model, tokenizer)), records)
+    return units(_encode(template_of(model, tokenizer)), records)
 
 
 def encoder(name: str) -> Any:
     """How polyalign encodes a prompt and an answer with a model's tokenizer."""
-    from polyalign.policies.language.policy import _template
+    from polyalign.policies.language.defaults import template_of
 
-    return _encode(_template(*_loaded({"model": name})))
+    return _encode(template_of(*_loaded({"model": name})))
 
 
 def _encode(template: Any) -> Any:
@@ -146,10 +146,10 @@ def group(spec: dict[str, Any], clock: Clock) -> dict[str, Any]:
     from trl import GRPOConfig, GRPOTrainer
 
     from benchmarks.ours import groups
-    from polyalign.policies.language.policy import _template
+    from polyalign.policies.language.defaults import template_of
 
     model, tokenizer = _loaded(spec)
-    fixed = iter(groups(spec, _encode(_template(model, tokenizer))))
+    fixed = iter(groups(spec, _encode(template_of(model, tokenizer))))
 
     class OnGroups(GRPOTrainer):
         """The trainer on given completions instead of those that it would sample."""
@@ -235,7 +235,7 @@ def reference(spec: dict[str, Any], clock: Clock) -> dict[str, Any]:
 
 def sample(spec: dict[str, Any], clock: Clock) -> dict[str, Any]:
     """`generate` with ``rows`` rows a batch, prompts of like length together."""
-    from polyalign.policies.language.policy import _template
+    from polyalign.policies.language.defaults import template_of
 
     records, _ = pairs(spec["data"], spec["prompts"])
     model, tokenizer = _loaded(spec)
@@ -243,7 +243,7 @@ def sample(spec: dict[str, Any], clock: Clock) -> dict[str, Any]:
         from peft import get_peft_model
 
         model = get_peft_model(model, _lora(spec)).eval()
-    template = _template(model, tokenizer)
+    template = template_of(model, tokenizer)
     contexts = sorted((template.context(r.prompt, room=spec["new"]) for r in records), key=len)
     n, rows = spec["n"], spec["rows"]
     most = max(rows // n, 1)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from polyalign.errors import OptionError, PolyalignError
+from polyalign.studies import compare_cell
 from polyalign.studies.compare import compare
 from polyalign.studies.compare_setup import Job, jobs_of, parse_budget, parse_search, rows_of
 from tests.studies.kit import result_in, small, untimed
@@ -90,6 +91,24 @@ def test_without_texts_nothing_that_is_kept_holds_one(tmp_path, tiny_llama):
             kept = path.read_text("utf-8")
             assert "Say 1" not in kept, path
             assert "good good" not in kept, path
+
+
+def test_a_policy_that_learned_a_condition_is_measured_with_it(tmp_path, tiny_llama, monkeypatch):
+    measured = {}
+
+    def spy(bench, policy, *, base=False):
+        measured.setdefault("base" if base else "trained", getattr(policy, "condition", None))
+        return measure(bench, policy, base=base)
+
+    measure = compare_cell.measure
+    monkeypatch.setattr(compare_cell, "measure", spy)
+    options = small(tmp_path, tiny_llama, budget="4k")
+    rows = [json.loads(line) for line in Path(options["data"]).read_text("utf-8").splitlines()]
+    scored = [r | {"score_chosen": 7.0 + i % 3, "score_rejected": 2.0} for i, r in enumerate(rows)]
+    Path(options["data"]).write_text("\n".join(map(json.dumps, scored)), "utf-8")
+    compare(["reward-augmented"], **options)
+    assert measured["base"] is None
+    assert "10" in measured["trained"].told()
 
 
 def test_a_search_is_paid_from_the_budget(tmp_path, tiny_llama):

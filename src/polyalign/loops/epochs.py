@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from polyalign.loops.context import Context
 from polyalign.loops.length import per_epoch, steps_of
 from polyalign.loops.session import Session
 from polyalign.objectives.watched import watched
+from polyalign.recipe import Stage
 from polyalign.types import Batch, Needs
 
 
@@ -102,10 +103,15 @@ def condition(session: Session) -> Condition | None:
 
     Such a step has a method ``condition(records)``, given the records of the last stage.
     """
-    steps = [s for s in session.stage.streams["data"].steps if hasattr(s, "condition")]
+    number = session.position["stage"]
+    return condition_of(session.stage, session.hooks.get(f"stage-{number}-records") or ())
+
+
+def condition_of(stage: Stage, kept: Sequence[Mapping[str, Any]]) -> Condition | None:
+    """The condition of one stage, whose records were kept as plain data."""
+    steps = [s for s in stage.streams["data"].steps if hasattr(s, "condition")]
     if not steps:
         return None
-    kept = session.hooks.get(f"stage-{session.position['stage']}-records") or ()
     found: Condition = steps[-1].condition([load(data) for data in kept])
     return found
 

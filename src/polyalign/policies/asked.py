@@ -80,6 +80,11 @@ class Asked:
         return getattr(self.inner, name)
 
 
+def asked(policy: Policy, condition: Condition | None) -> Policy:
+    """The policy with a condition, if there is one."""
+    return policy if condition is None else Asked(policy, condition)
+
+
 def plainly(policy: Policy) -> Policy:
     """The policy without its condition, where it has one."""
     return policy.inner if isinstance(policy, Asked) else policy

@@ -30,6 +30,7 @@ from polyalign.feedback.records import Pair, Prompt, Record
 from polyalign.feedback.splitting import split
 from polyalign.feedback.statistics import answers_of
 from polyalign.methods import get
+from polyalign.policies.asked import Asked, asked
 from polyalign.policies.counted import Counted, CountedJudge, Tokens
 from polyalign.protocols import Policy, Sampling
 from polyalign.studies.compare_bench import Bench, held
@@ -80,7 +81,7 @@ def run_cell(job: Job, bench: Bench, part: Part | None = None) -> dict[str, Any]
             part=part,
         )
         train_seconds = done.before + time.perf_counter() - began
-        policy = bench.trained
+        policy = asked(bench.trained, done.condition)
         cost = done.spent.to_json() | {"steps": done.steps, "planned": done.planned}
         cost["search"] = used
         cost["total"] += used
@@ -133,7 +134,7 @@ def _searched(
             bench, row, job.seed, share * 3 // 4, records=some_part, extra=extra,
             known=bench.known, shuffle=shuffle, part=part, name=f"trial-{number}",
         )  # fmt: skip
-        value = _aside(bench, aside, spent)
+        value = _aside(bench, asked(bench.trained, done.condition), aside, spent)
         return {"options": extra, "value": value, "tokens": done.spent.total + spent.total}
 
     trials = [
@@ -163,12 +164,13 @@ def affordable(bench: Bench, records: Sequence[Record], tokens: int) -> list[Rec
     return out
 
 
-def _aside(bench: Bench, records: Sequence[Record], spent: Tokens) -> float:
+def _aside(bench: Bench, trained: Policy, records: Sequence[Record], spent: Tokens) -> float:
     """What a trial is chosen by: ranking of pairs put aside, else the judge's mean score."""
-    policy = Counted(bench.trained, spent)
+    policy = Counted(trained, spent)
     pairs = held(records, Pair)
     if pairs:
-        reference = Counted(bench.base(), spent, "reference")
+        alike = asked(bench.base(), trained.condition if isinstance(trained, Asked) else None)
+        reference = Counted(alike, spent, "reference")
         return float(ranking(policy, reference, pairs).wins("implicit").mean())
     if bench.judge is None or bench.pairwise:
         raise DataError(

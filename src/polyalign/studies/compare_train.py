@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from polyalign.errors import OptionError
+from polyalign.feedback.conditioning import Condition
 from polyalign.feedback.records import Record
+from polyalign.loops.epochs import condition_of
 from polyalign.loops.length import per_epoch, steps_of
 from polyalign.loops.run import run as run_loops
 from polyalign.loops.session import Quiet, Session, Settings
@@ -85,7 +87,8 @@ class Meter(Quiet):
 class Trained:
     """What a training run left: the work done, and its curve; the policy was trained in place.
 
-    ``before``: seconds that earlier, interrupted processes had spent on it.
+    ``before``: seconds that earlier, interrupted processes had spent on it; ``condition``: with
+    what the policy is asked from then on.
     """
 
     spent: Tokens
@@ -94,6 +97,7 @@ class Trained:
     rows: list[dict[str, Any]]
     settings: Settings
     before: float = 0.0
+    condition: Condition | None = None
 
 
 def train(
@@ -225,7 +229,9 @@ def at_budget(
         if stage == len(method.stages) - 1 or left == 0:
             break
         epochs *= min(share, 0.98)
-    return Trained(meter.spent, len(meter.rows), planned, meter.rows, run, before)
+    kept = meter.get(f"stage-{stage}-records") or ()
+    condition = condition_of(method.stages[stage], kept)
+    return Trained(meter.spent, len(meter.rows), planned, meter.rows, run, before, condition)
 
 
 def maker(declaration: Declaration, hyper: Mapping[str, Any]) -> Any:
