@@ -53,9 +53,13 @@ def joined() -> Iterator[None]:
         dist.destroy_process_group()
 
 
+_alone = False
+
+
 def count() -> int:
-    """How many processes train together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    """How many processes train together; 1 within what :func:`first` lets one of them make."""
+    together = not _alone and dist.is_available() and dist.is_initialized()
+    return dist.get_world_size() if together else 1
 
 
 def rank() -> int:
@@ -100,15 +104,27 @@ def gather(value: Any) -> list[Any]:
 def first(make: Callable[[], Any]) -> Any:
     """What ``make`` gives in process 0, for every process; the others wait for it.
 
-    A :class:`PolyalignError` there is raised there, and :class:`Elsewhere` in the others.
+    While it is made nothing is asked of the others, so what is made may itself call this. A
+    :class:`PolyalignError` there is raised there, and :class:`Elsewhere` in the others.
     """
     made: list[Any] = [None]
     with agreed():
         if rank() == 0:
-            made = [make()]
+            with _by_itself():
+                made = [make()]
     if count() > 1:
         dist.broadcast_object_list(made, src=0)
     return made[0]
+
+
+@contextmanager
+def _by_itself() -> Iterator[None]:
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
 
 
 @contextmanager
