@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from polyalign.api import declaration_of
 from polyalign.errors import OptionError
 from polyalign.policies.language.adapters import LoraSpec
 from polyalign.policies.language.kept import bytes_per_token
+from polyalign.runs import memory
 from polyalign.runs.folder import Silent
 from polyalign.runs.memory import Costs, budget, parse
 from polyalign.runs.training import prepare, train
@@ -44,6 +46,24 @@ def test_a_limit_that_a_person_set_and_that_cannot_hold_an_example_is_refused():
     with pytest.raises(OptionError, match="200 tokens takes about .* may be used.*memory"):
         budget(COSTS, FIXED + 100, 200, 5000, device="cpu", told=True)
     assert budget(COSTS, FIXED + 100, 200, 5000, device="cpu").note is not None
+
+
+def test_an_optimizer_counts_by_what_it_keeps():
+    assert COSTS.fixed() - replace(COSTS, state=2).fixed() == 6 * COSTS.trainable
+
+
+def test_a_container_has_what_its_limit_leaves_and_processes_share_it(tmp_path, monkeypatch):
+    limit, usage = tmp_path / "max", tmp_path / "current"
+    monkeypatch.setattr(memory, "GROUPS", ((limit, usage), (tmp_path / "no", tmp_path / "none")))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    machine = memory.free("cpu")
+    limit.write_text("max\n")
+    usage.write_text("400\n")
+    assert memory.free("cpu") == pytest.approx(machine, rel=0.5)
+    limit.write_text("1400\n")
+    assert memory.free("cpu") == 1000
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert memory.free("cpu") == 500
 
 
 @pytest.mark.parametrize("text", ["6", "GB", "-1GB", "six GB", "0MB"])

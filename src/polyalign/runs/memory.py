@@ -26,6 +26,9 @@ ENOUGH = {"cpu": 768}
 SHARE = 0.8
 """Of the memory that is free, what a run takes without being told."""
 
+STATE = {"adamw_8bit": 2, "rmsprop": 4, "sgd": 0}
+"""Bytes that an optimizer keeps of a trained number; elsewhere 8, two moments in float32."""
+
 SPARE = 1.6
 """What the backward pass and gaps between blocks of memory take beside what the forward pass kept,
 as measured (`python -m benchmarks.run memory`)."""
@@ -34,7 +37,8 @@ as measured (`python -m benchmarks.run memory`)."""
 @dataclass(frozen=True)
 class Costs:
     """Bytes, measured: used ``now`` with the model loaded, kept ``per_token``, the layers' inputs
-    of a token (``inputs``), ``trainable`` numbers, and what the output head holds at once.
+    of a token (``inputs``), ``trainable`` numbers, what the output head holds at once, and the
+    optimizer's ``state`` of a trained number.
     """
 
     now: int
@@ -43,10 +47,11 @@ class Costs:
     layers: int
     trainable: int
     head: int
+    state: int = 8
 
     def fixed(self) -> int:
-        """What does not grow with the micro-batch: the model, gradients, two moments, the head."""
-        return self.now + 12 * self.trainable + self.head
+        """What does not grow with the micro-batch: the model, gradients, averages, the head."""
+        return self.now + (4 + self.state) * self.trainable + self.head
 
     def token(self, checkpointing: bool) -> int:
         """What a token of a micro-batch needs at the peak."""
@@ -152,11 +157,17 @@ def used(device: str) -> int:
 
 
 def free(device: str) -> int:
-    """Bytes that can be used on the device beside what is used already."""
+    """Bytes that this process can use on the device beside what is used already."""
     if device.startswith("cuda"):
         import torch
 
         return int(torch.cuda.mem_get_info(device)[0])
+    sharing = max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
+    return min(_available(), _allowed()) // sharing
+
+
+def _available() -> int:
+    """Bytes that this machine can give."""
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -167,6 +178,27 @@ def free(device: str) -> int:
         return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
     except (ValueError, OSError, AttributeError):
         return 4 << 30
+
+
+GROUPS = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (
+        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ),
+)
+"""Where a container's limit stands and what is used of it, in both versions of control groups."""
+
+
+def _allowed() -> int:
+    """Bytes that this container, if it is one with a limit, may still take."""
+    left = 1 << 62
+    for limit, usage in GROUPS:
+        try:
+            left = min(left, max(int(limit.read_text()) - int(usage.read_text()), 0))
+        except (OSError, ValueError):
+            continue  # none of this version, or "max"
+    return left
 
 
 def limit_of(memory: str | None, device: str) -> int:
@@ -183,6 +215,7 @@ def budget_of(
     old: Mapping[str, Any],
 ) -> Budget:
     """The micro-batch that fits, by what the loaded model keeps; that of ``old`` stays."""
+    from polyalign.engine import processes
     from polyalign.policies.language.kept import bytes_per_token
     from polyalign.policies.language.logprobs import buffers
 
@@ -191,13 +224,15 @@ def budget_of(
     # A run keeps the policy that it began with; an adapter's shares the base.
     weights = sum(p.numel() * p.element_size() for p in policy.model.parameters())
     vocabulary = int(policy.trunk.config.vocab_size)
+    parts = processes.count() if config.fsdp else 1
     costs = Costs(
-        now=used(facts.device) + (weights if facts.full else 0),
+        now=used(facts.device) + (weights // parts if facts.full else 0),
         per_token=per_token,
         inputs=facts.hidden * facts.layers * policy.model.dtype.itemsize,
         layers=facts.layers,
-        trainable=facts.trainable,
+        trainable=facts.trainable // parts,
         head=buffers(facts.device, vocabulary, any(u.objective.needs.signals for u in updates)),
+        state=STATE.get(config.optimizer, 8),
     )
     largest = facts.survey.largest
     checkpointing = config.checkpointing
