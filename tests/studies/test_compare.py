@@ -111,6 +111,20 @@ def test_a_policy_that_learned_a_condition_is_measured_with_it(tmp_path, tiny_ll
     assert "10" in measured["trained"].told()
 
 
+def test_a_dry_run_tells_what_is_left_to_compute_and_writes_nothing(compared, tmp_path, tiny_llama):
+    folder, _ = compared
+    again = compare(["dpo", "kto"], dry_run=True, **small(folder, tiny_llama))
+    assert [c["done"] for c in again["cells"]] == [True] * 6
+    assert again["tokens"] == 0
+    fresh = small(tmp_path, tiny_llama)
+    found = compare(["dpo"], dry_run=True, **fresh)
+    assert [c["row"] for c in found["cells"] if c["trains"]] == [
+        "dpo", "sft on chosen", "dpo, shuffled labels", "dpo, again",
+    ]  # fmt: skip
+    assert (found["budget"], found["tokens"]) == (2000, 8000)
+    assert not fresh["output"].exists()
+
+
 def test_a_search_is_paid_from_the_budget(tmp_path, tiny_llama):
     result = compare(
         ["dpo"], **small(tmp_path, tiny_llama, search=["lr=0.001,0.01"], budget="6k", judge=None)

@@ -103,6 +103,9 @@ def compare(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     title: Annotated[str | None, typer.Option(help="Heading of the report.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, show what would be computed.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Compare methods from one start, on one data order, at an equal budget of computed tokens.
@@ -141,6 +144,11 @@ def compare(
         "limit": limit,
         **{name: value for name, value in given.items() if value is not None},
     }
+    if dry_run and protocol is not None:
+        raise OptionError(
+            "--dry-run shows one comparison, and a protocol has several.",
+            "Leave one of the two out.",
+        )
     if protocol is not None:
         from polyalign.studies.compare_protocols import follow
 
@@ -164,12 +172,28 @@ def compare(
     from polyalign.studies.compare import compare as run
 
     with results_only(), Progress("comparing") as watcher:
-        result = run(methods, output=output, watcher=watcher, **options)
+        result = run(methods, output=output, watcher=watcher, dry_run=dry_run, **options)
     if json:
         emit(result)
         return
+    if dry_run:
+        foresee(result)
+        return
     show(result)
     say(f"\nreport: {output / 'report.html'}")
+
+
+def foresee(plan: dict[str, Any]) -> None:
+    """What would be computed, as a table and in words."""
+    cells = plan["cells"]
+    rows = [
+        [label, str(len(mine)), str(sum(cell["done"] for cell in mine))]
+        for label in dict.fromkeys(cell["row"] for cell in cells)
+        for mine in [[cell for cell in cells if cell["row"] == label]]
+    ]
+    table(["row", "runs", "done already"], rows)
+    say(f"\nprimary measure: {plan['primary']}, named before anything runs")
+    say(f"at most {plan['tokens']:,} tokens to compute in training ({plan['budget']:,} a run)")
 
 
 def show(result: dict[str, Any]) -> None:

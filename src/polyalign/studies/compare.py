@@ -54,14 +54,16 @@ def compare(
     ray: str | None = None,
     watcher: Watcher | None = None,
     title: str | None = None,
+    dry_run: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
     """Compare methods and write ``comparison.json`` and ``report.html`` into ``output``.
 
     ``methods``: ids, aliases, FILE.py:function, each with ``:name=value,…``; the rows base, SFT on
     chosen, best of n of the base, shuffled labels and the first method again are always there.
-    ``options``: fields of :class:`Setup` and options of ``train``. Raises :class:`PolyalignError`
-    for what the user can mend, before anything is trained.
+    ``options``: fields of :class:`Setup` and options of ``train``. With ``dry_run`` everything is
+    checked, nothing is computed or written, and what would be is returned (:func:`outlook`).
+    Raises :class:`PolyalignError` for what the user can mend, before anything is trained.
     """
     watcher = watcher or Silent()
     own = {name: options.pop(name) for name in list(options) if name in _OWN}
@@ -84,6 +86,8 @@ def compare(
     )
     setup = declare(setup, watcher)
     folder = Path(output)
+    if dry_run:
+        return outlook(setup, folder)
     make_folder(folder / "cells")
     write_json_atomic(folder / "setup.json", setup.to_json())
     cells = computed(setup, folder, watcher, ray)
@@ -120,6 +124,18 @@ def declare(setup: Setup, watcher: Watcher) -> Setup:
     budget = setup.budget or int(PASSES * bench.tokens())
     prints = bench.fingerprints() | {"judge": judge_fingerprint(setup.judge)}
     return replace(setup, primary=primary, budget=budget, fingerprints=prints)
+
+
+def outlook(setup: Setup, folder: Path) -> dict[str, Any]:
+    """What a declared comparison will compute: its cells, those that are there already, tokens."""
+    cells = [
+        {"row": job.row.label, "seed": job.seed, "trains": bool(job.row.method),
+         "done": stored(folder, job) is not None}
+        for job in jobs_of(setup)
+    ]  # fmt: skip
+    left = sum(bool(cell["trains"]) and not cell["done"] for cell in cells)
+    return {"primary": setup.primary, "budget": setup.budget, "cells": cells,
+            "tokens": left * setup.budget}  # fmt: skip
 
 
 def bench_of(setup: Setup, watcher: Watcher | None = None) -> Any:
