@@ -173,7 +173,7 @@ def completed(*words: str) -> str:
     }
     command = [sys.executable, "-m", "polyalign"]
     return subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=60
+        command, env=environment, capture_output=True, text=True, timeout=300
     ).stdout
 
 

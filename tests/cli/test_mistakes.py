@@ -50,7 +50,7 @@ def test_the_page_holds_exactly_the_mistakes_of_the_table() -> None:
 )
 def test_a_mistake_in_a_process_of_its_own_has_the_same_form(argv: tuple[str, ...]) -> None:
     command = [sys.executable, "-m", "polyalign", *argv]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert answer.returncode == 2
     assert answer.stdout == ""
     assert "Traceback" not in answer.stderr

@@ -23,6 +23,7 @@ from polyalign.recipe import Update
 from tests.engine.test_step import OBJECTIVES, policy
 
 if int(sys.argv[2]) > 1:
+    processes.ready()
     dist.init_process_group("gloo", init_method=f"file://{sys.argv[3]}",
                             rank=int(sys.argv[1]), world_size=int(sys.argv[2]))
 found = {}
@@ -42,6 +43,8 @@ made = processes.first(lambda: processes.first(lambda: [processes.count()]))
 assert made == [1] and processes.count() == int(sys.argv[2])
 if processes.rank() == 0:
     print(json.dumps(found))
+if dist.is_initialized():
+    dist.destroy_process_group()  # else its threads abort the interpreter as it ends, at times
 """
 
 
@@ -56,7 +59,7 @@ def measured(count: int, folder: Path) -> dict[str, list]:
         )
         for rank in range(count)
     ]
-    outputs = [process.communicate(timeout=60) for process in running]
+    outputs = [process.communicate(timeout=300) for process in running]
     for process, (_, errors) in zip(running, outputs, strict=True):
         assert process.returncode == 0, errors.decode()
     return json.loads(outputs[0][0])

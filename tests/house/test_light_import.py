@@ -31,7 +31,7 @@ def heavy_modules(statement: str, *argv: str, **environment: str) -> list[str]:
         capture_output=True,
         text=True,
         env={**os.environ, **environment},
-        timeout=60,
+        timeout=300,
     )
     assert answer.returncode == 0, answer.stderr
     status, loaded = json.loads(answer.stdout.splitlines()[-1])

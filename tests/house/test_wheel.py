@@ -20,7 +20,7 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> str:
         capture_output=True,
         text=True,
         env={**os.environ, **environment},
-        timeout=120,
+        timeout=300,
     )
     assert answer.returncode == 0, answer.stdout + answer.stderr
     return answer.stdout

@@ -23,6 +23,7 @@ from tests.engine.test_step import binary, pairs, policy
 from tests.loops.test_rounds import session
 
 if int(sys.argv[2]) > 1:
+    processes.ready()
     dist.init_process_group("gloo", init_method=f"file://{sys.argv[3]}",
                             rank=int(sys.argv[1]), world_size=int(sys.argv[2]))
 found = {}
@@ -41,6 +42,8 @@ if processes.rank() == 0:
          for row in running.hooks.rows],
         [x.flatten().tolist() for x in running.policy.tensors().values()],
     ] for id, running in found.items()}))
+if dist.is_initialized():
+    dist.destroy_process_group()  # else its threads abort the interpreter as it ends, at times
 """
 
 
@@ -65,7 +68,7 @@ def trained(count: int, folder: Path) -> dict[str, list]:
         for rank in range(count)
     ]
     try:
-        outputs = [process.communicate(timeout=90) for process in running]
+        outputs = [process.communicate(timeout=300) for process in running]
     finally:
         for process in running:
             process.kill()

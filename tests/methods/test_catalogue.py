@@ -50,7 +50,7 @@ def test_the_catalogue_loads_neither_torch_nor_a_declaration():
         "assert 'simpo' in found; "
         "assert not {'torch', 'pydantic', 'polyalign.methods.direct_pairwise'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
 def test_every_method_of_the_first_release_is_there():

@@ -39,6 +39,7 @@ def joined() -> Iterator[None]:
                 "CUDA_VISIBLE_DEVICES.",
             )
         torch.cuda.set_device(place)
+    ready()
     try:
         # Numbers about a step are summed on the CPU, gradients where they lie.
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
@@ -51,6 +52,16 @@ def joined() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def ready() -> None:
+    """Import what would else hold the group for ever; call before a group is made.
+
+    Default arguments there keep the group of the moment of their import, and a group kept past
+    its end has threads that abort the interpreter as it ends. Imported before, they keep none.
+    """
+    import torch.distributed.fsdp
+    import torch.distributed.nn  # noqa: F401
 
 
 _alone = False

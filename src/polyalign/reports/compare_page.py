@@ -10,11 +10,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 import polyalign
 from polyalign.errors import RunError
 from polyalign.reports import compare_pictures, svg, words
+from polyalign.reports.filled import filled
 from polyalign.reports.glossary import GLOSSARY
 
 LARGEST = 1_000_000
@@ -55,15 +54,9 @@ def render(result: Mapping[str, Any]) -> str:
 
 
 def _render(result: Mapping[str, Any], texts: bool) -> str:
-    environment = Environment(
-        loader=PackageLoader("polyalign.reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     primary = result["primary"]
-    return environment.get_template("compare.html.j2").render(
+    return filled(
+        "compare.html.j2",
         title=result["title"],
         version=polyalign.__version__,
         result=result,

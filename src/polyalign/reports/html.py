@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import polyalign
 from polyalign.engine.storage import write_text_atomic
 from polyalign.errors import OptionError
 from polyalign.reports import pieces, words
 from polyalign.reports.comparison import Comparison
+from polyalign.reports.filled import filled
 from polyalign.reports.glossary import GLOSSARY
 from polyalign.reports.results import results
 from polyalign.reports.rundata import RunData, read_run
@@ -55,15 +55,9 @@ def render(
     runs: Sequence[RunData], *, comparison: Comparison | None = None, title: str | None = None
 ) -> str:
     """The page as text."""
-    environment = Environment(
-        loader=PackageLoader("polyalign.reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     known, other = pieces.figures(runs)
-    return environment.get_template("report.html.j2").render(
+    return filled(
+        "report.html.j2",
         title=title
         or (f"Training report: {runs[0].name}" if len(runs) == 1 else "Comparison of runs"),
         runs=runs,

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 import polyalign
 from polyalign.engine.storage import write_text_atomic
 from polyalign.reports import svg
+from polyalign.reports.filled import filled
 from polyalign.reports.words import number
 
 Row = Mapping[str, Any]
@@ -114,14 +113,8 @@ def pictures(rows: Sequence[Row]) -> list[Picture]:
 
 def page(rows: Sequence[Row]) -> str:
     """The laboratory's page: the table, and a reward-KL curve for each method that was swept."""
-    environment = Environment(
-        loader=PackageLoader("polyalign.reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("lab.html.j2").render(
+    return filled(
+        "lab.html.j2",
         heads=HEADS,
         rows=[(cells(row), row["reached"]) for row in rows],
         figures=pictures(rows),

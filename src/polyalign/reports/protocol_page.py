@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 import polyalign
 from polyalign.reports import compare_page, words
+from polyalign.reports.filled import filled
 
 ABSOLUTE = ("score", "ranking_mean", "perplexity", "length")
 """Measures that mean the same from every start; others are against an arm's own base."""
@@ -22,14 +21,8 @@ def render(title: str, question: str, arms: Sequence[Mapping[str, Any]], one_bas
 
     ``one_base``: all arms start from one model, so every measure is comparable.
     """
-    environment = Environment(
-        loader=PackageLoader("polyalign.reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("protocol.html.j2").render(
+    return filled(
+        "protocol.html.j2",
         title=title,
         question=question,
         version=polyalign.__version__,
