@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.child import Clock
+from benchmarks.child import Clock, share
 from benchmarks.work import WORDS, pairs, units
 
 
@@ -35,8 +35,15 @@ def _session(spec: dict[str, Any], method: Any, policy: Any, records: list[Any])
         warmup=0.0,
         clip=1.0,
         optimizer=spec.get("optimizer", "adamw"),
+        references_first=not spec.get("lora"),  # what a run does where all weights train
     )
-    session = Session(lambda progress: method, policy, records, settings)
+    session = Session(
+        lambda progress: method,
+        policy,
+        records,
+        settings,
+        reopen=None if spec.get("lora") else lambda: _policy(spec).settle(),
+    )
     session.open()
     return session
 
@@ -64,15 +71,22 @@ def train(spec: dict[str, Any], clock: Clock) -> dict[str, Any]:
     session = _session(spec, method, policy, records)
     needs = stage_needs(session)
     losses, norms, tokens = [], [], 0
-    clock.start()
-    for step in range(steps):
+
+    def batch_of(step: int) -> Any:
         part = make_units(records[step * batch : (step + 1) * batch], list(range(batch)), needs, 0)
-        made = draw(assemble(part, policy.encode), needs, 0)
-        row = session.train(session.with_references(made), steps)
+        return draw(assemble(part, policy.encode), needs, 0)
+
+    clock.start()
+    session.references.ahead(batch_of, steps)
+    clock.stop()
+    before = clock.steps.pop()
+    for step in range(steps):
+        row = session.train(session.references.fill(batch_of(step), step), steps)
         clock.stop()
         losses.append(row["loss"])
         norms.append(row["grad_norm"])
         tokens = session.position["tokens"]
+    share(clock, before)
     return {"steps": clock.steps, "losses": losses, "norms": norms, "decisions": tokens}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.child import Clock
+from benchmarks.child import Clock, share
 from benchmarks.work import pairs, units
 
 
@@ -131,11 +131,8 @@ def train(spec: dict[str, Any], clock: Clock) -> dict[str, Any]:
         clock.stop()
         before = clock.steps.pop()
         trainer.train()
-    # The precomputed reference is work of the steps: its time is shared out among them.
     if best:
-        for step in clock.steps:
-            for key in step:
-                step[key] += before[key] / spec["steps"]
+        share(clock, before)
     return {"steps": clock.steps, **_rows(trainer)}
 
 

@@ -45,11 +45,11 @@ def test_cached_and_live_references_train_alike():
     """T39: a cache is of one set of weights; over several epochs it changes nothing."""
     cached = session(get("dpo")(beta=0.5), epochs=2)
     run(cached)
-    assert cached.caches
+    assert cached.references.caches
     live = session(get("dpo")(beta=0.5), epochs=2)
     live.open()
-    live.caches = {}
-    run(live, restored=True)
+    live.references.caches = {}
+    run(live, opened=True)
     for name, value in live.policy.tensors().items():
         torch.testing.assert_close(value, cached.policy.tensors()[name], rtol=0, atol=1e-12)
 
@@ -59,7 +59,7 @@ def test_a_moving_reference_follows_the_policy_and_is_not_cached():
     moving = Method((Stage((Update(objective),), references={"ref": Reference(every=1, mix=1.0)}),))
     running = session(moving, epochs=2)
     run(running)
-    assert not running.caches
+    assert not running.references.caches
     followed = running.cast.references["ref"].tensors()
     for name, value in running.policy.tensors().items():
         torch.testing.assert_close(value, followed[name])

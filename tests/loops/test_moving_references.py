@@ -69,7 +69,7 @@ def test_t37_a_reference_is_where_it_was_when_the_session_stopped(kind, referenc
     rest.kept = hooks.kept
     second = session(kind, reference, rest)
     second.restore(hooks.tree)
-    run(second, restored=True)
+    run(second, opened=True)
     assert rest.rows == whole.hooks.rows[after:]
     for name, value in whole.policy.tensors().items():
         assert torch.equal(value, second.policy.tensors()[name])

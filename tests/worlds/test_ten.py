@@ -214,7 +214,7 @@ def test_aots_sorted_coupling_costs_no_more_than_dpos_pairs(form):
     # The reference of this second run is where DPO ended, so both are evaluated with it.
     aot = train("aot", world, records, {"beta": 0.5, "form": form}, **same)
     aot.session.cast.references["ref"] = dpo.session.cast.references["ref"]
-    aot.session.caches.clear()
+    aot.session.references.caches.clear()
     assert aot.loss() < dpo.loss()
 
 

@@ -28,6 +28,7 @@ PANELS = {
             "memory",
             "checkpointing",
             "reference_states",
+            "precompute_references",
             "max_length",
             "max_prompt_length",
             "assistant",

@@ -39,8 +39,8 @@ class Context:
         if which == "start":
             return self.session.start
         if which == "current":
-            return self.session.policy_at(self.stage)
-        return self.session.policy_at(max(self.stage - 1, 0))
+            return self.session.references.at(self.stage)
+        return self.session.references.at(max(self.stage - 1, 0))
 
     def encoder(self, name: str) -> Callable[[Sequence[str]], torch.Tensor]:
         """From texts to vectors [N, D]: by the policy training began with ("policy"), or by the

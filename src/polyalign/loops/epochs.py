@@ -28,13 +28,17 @@ def run(session: Session) -> None:
     settings, position = session.settings, session.position
     batches = per_epoch(session.stage, len(records), settings)
     steps = steps_of(session.stage, len(records), settings)
+    session.references.ahead(
+        lambda place: _batch(session, records, needs, 0, place), min(steps, batches)
+    )
     whole: Batch | None = None
     while position["stage_step"] < steps:
         epoch, place = divmod(position["stage_step"], batches)
         anew = bool(needs.draws) or "mismatched" in needs.statistics | needs.roles
         if whole is None or batches > 1 or anew:
             whole = _batch(session, records, needs, epoch, place)
-        row: dict[str, Any] = dict(session.train(session.with_references(whole), steps))
+        filled = session.references.fill(whole, position["stage_step"])
+        row: dict[str, Any] = dict(session.train(filled, steps))
         finish(session, row, evaluate, epoch=position["stage_step"] / batches, steps=steps)
 
 
@@ -79,6 +83,7 @@ def evaluate(session: Session) -> dict[str, float]:
     records = held_out_records(session)
     units = _share(records, list(range(len(records))), needs, 0, "eval")
     batch = draw(assemble(units, session.policy.encode), needs, 0, "eval")
+    batch = session.references.fill(batch, "eval")
     update = next(u for u in session.stage.updates if "policy" in u.trains)
     index = session.stage.updates.index(update)
     if "top_mass" in session.policy.offers and "chosen" in update.objective.needs.roles:

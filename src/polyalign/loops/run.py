@@ -9,20 +9,20 @@ from polyalign.loops.session import Session
 LOOPS = {"records": epochs.run, "rollouts": rounds.run, "environment": steps.run}
 
 
-def run(session: Session, restored: bool = False) -> None:
-    """Run what is left of a session; ``restored`` when :meth:`Session.restore` has opened its
-    stage.
+def run(session: Session, opened: bool = False) -> None:
+    """Run what is left of a session; ``opened`` when its stage is open, by :meth:`Session.open` or
+    :meth:`Session.restore`.
 
     Raises :class:`PolyalignError` for what the user can mend; the state at the last boundary
     stands.
     """
     for index in range(session.position["stage"], len(session.method.stages)):
-        if not restored:
+        if not opened:
             session.position["stage"] = index
             session.position["stage_step"] = 0
             session.loop_state = {}
             session.open()
-        restored = False
+        opened = False
         kinds = {source.kind for source in session.stage.streams.values()}
         if len(kinds) != 1:
             raise NeedsError(

@@ -17,15 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from polyalign.engine import processes, sharding
-from polyalign.engine.scoring import Cast, live
-from polyalign.engine.step import Engine, Report, cut
-from polyalign.errors import NeedsError, NumericsError
+from polyalign.engine.scoring import Cast
+from polyalign.engine.step import Engine, Report
+from polyalign.errors import NumericsError
 from polyalign.feedback.records import Record
 from polyalign.feedback.units import seed_of
+from polyalign.loops.references import References
 from polyalign.optimizers.build import build, export_state, factor, import_state
 from polyalign.protocols import Judge, Policy, Sampling
-from polyalign.recipe import Method, Reference, Stage, Update
-from polyalign.references.cache import Cache
+from polyalign.recipe import Method, Stage, Update
 from polyalign.types import Batch, State, Stateful
 
 
@@ -36,7 +36,8 @@ class Settings:
     ``batch``: units in one optimizer step; ``budget``: decisions in one micro-batch at most;
     ``warmup``: share (below 1) or number of steps; ``clip``: largest gradient norm, None: no
     clipping; ``reference_states``: the dtype in which a constant reference's states are kept where
-    its whole law is read again, None: they are computed again.
+    its whole law is read again, None: they are computed again; ``references_first``: references
+    are scored before the first step, where that can be done, and not held in memory.
     """
 
     seed: int = 0
@@ -53,6 +54,7 @@ class Settings:
     warmup: float = 0.1
     clip: float | None = 1.0
     reference_states: str | None = None
+    references_first: bool = False
     eval_every: int = 0
     sampling: Sampling = field(default_factory=Sampling)
 
@@ -116,7 +118,8 @@ class Session:
     """Runs a method on a policy and records.
 
     ``make`` gives the method at a progress in [0, 1] (its schedules resolved); ``opens`` loads a
-    constant policy by name, for references that are other models.
+    constant policy by name, for references that are other models. ``reopen`` gives the start again,
+    as a constant, once the policy has moved; without it a copy is kept from the beginning.
     """
 
     def __init__(
@@ -131,6 +134,7 @@ class Session:
         environment: Any = None,
         eval_records: Sequence[Record] = (),
         opens: Callable[[str], Policy] | None = None,
+        reopen: Callable[[], Policy] | None = None,
     ) -> None:
         self.make = make
         self.opens = opens
@@ -142,15 +146,35 @@ class Session:
         self.hooks: Hooks = hooks or Quiet()
         self.judge = judge
         self.environment = environment
-        self.start = policy.freeze()
+        self.reopen = reopen
+        self._start = None if reopen else policy.freeze()
         self.cast = Cast(policy, {}, {})
         self.engine = Engine(self.cast, settings.budget)
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.parameters: dict[str, dict[str, nn.Parameter]] = {}
         self.states: list[State] = []
-        self.caches: dict[str, Cache] = {}
+        self.references = References(self)
         self.position = {"stage": 0, "stage_step": 0, "step": 0, "tokens": 0}
         self.loop_state: dict[str, Any] = {}
+
+    @property
+    def start(self) -> Policy:
+        """The policy as it was before training, a constant."""
+        if self._start is None:
+            assert self.reopen is not None
+            self._start = self.policy.freeze() if self.untouched else self.reopen()
+        return self._start
+
+    @property
+    def untouched(self) -> bool:
+        """Whether the policy is still the start, of which no copy is kept."""
+        return self.reopen is not None and self.position["stage"] == self.position["step"] == 0
+
+    def let_go(self) -> None:
+        """Hold no copy of the start, where it can be had again and no reference is it."""
+        held = any(policy is self._start for policy in self.cast.references.values())
+        if self.reopen is not None and not held:
+            self._start = None
 
     @property
     def stage(self) -> Stage:
@@ -169,22 +193,8 @@ class Session:
         if stage.start == "start" and index > 0 and self.position["stage_step"] == 0:
             self.policy.load(self.hooks.get("stage-0-start") or {})
         if len(self.method.stages) > 1 and not self._has(f"stage-{index}-start"):
-            self.hooks.put(f"stage-{index}-start", self._policy_tensors())
-        self.cast.references = {
-            name: self._reference(stage.reference(name)) for name in self._reference_names(stage)
-        }
-        # A row that is scored once needs no cache: its reference is scored beside the policy.
-        again = self.settings.epochs * stage.share > 1
-        self.caches = {
-            name: Cache(reference)
-            for name, reference in self.cast.references.items()
-            if again and stage.reference(name).every == 0
-        }
-        for name in self.caches if self.settings.reference_states else ():
-            where = self.hooks.place(f"laws/stage-{index}/{name}")
-            remember = getattr(self.cast.references[name], "remember", None)
-            if where is not None and remember is not None and whole_law(stage, name):
-                remember(where, self.settings.reference_states)
+            self.hooks.put(f"stage-{index}-start", self.policy_tensors())
+        self.references.open(stage)
         self.cast.modules.clear()
         for name, module in stage.modules.items():
             if module.target_of is None:
@@ -209,49 +219,12 @@ class Session:
         for update in stage.updates:
             self.cast.match(update.objective.needs)
 
-    def _reference_names(self, stage: Stage) -> set[str]:
-        names = set(stage.references)
-        for update in stage.updates:
-            names |= update.objective.needs.references
-            if any("ref" in signal for signal in update.objective.needs.signals if "(" in signal):
-                names.add("ref")
-        return names
-
-    def _reference(self, spec: Reference) -> Policy:
-        if spec.weights == "start":
-            # One that moves must not take the start with it.
-            return self.start.freeze() if spec.every else self.start
-        if spec.weights == "previous":
-            return self.policy_at(self.position["stage"])
-        kind, _, name = spec.weights.partition(":")
-        if kind == "model" and self.opens is not None:
-            return self.opens(name)
-        kind, _, number = spec.weights.partition("-")
-        if kind == "stage" and number.isdigit():
-            return self.policy_at(int(number))
-        raise NeedsError(
-            f"A reference cannot be '{spec.weights}' here.",
-            "Use start, previous, stage-0 and so on, or model:NAME where models can be opened.",
-        )
-
-    def policy_at(self, stage: int) -> Policy:
-        """The policy as it was when stage number ``stage`` began, as a constant."""
-        if stage == 0:
-            return self.start
-        kept = self.hooks.get(f"stage-{stage}-start")
-        if kept is None:
-            raise NeedsError(f"Stage {stage} has not begun.", "Ask for an earlier stage.")
-        now = self._policy_tensors()
-        self.policy.load(kept)
-        frozen = self.policy.freeze()
-        self.policy.load(now)
-        return frozen
-
     def _has(self, name: str) -> bool:
         """Whether something is kept under a name, as the first process sees it."""
         return bool(processes.gather(self.hooks.get(name) is not None)[0])
 
-    def _policy_tensors(self) -> dict[str, Tensor]:
+    def policy_tensors(self) -> dict[str, Tensor]:
+        """A copy of what the policy trains, on the CPU."""
         return {name: value.clone().cpu() for name, value in self.policy.tensors().items()}
 
     def _optimizer(self, stage: Stage, name: str) -> torch.optim.Optimizer:
@@ -301,7 +274,7 @@ class Session:
             row["lr"] = scale * self.optimizers["policy"].defaults["lr"]
         position["stage_step"] += 1
         position["step"] += 1
-        self._move_references(stage)
+        self.references.move(stage)
         return row
 
     def _move(self, name: str, scale: float) -> float:
@@ -333,37 +306,13 @@ class Session:
             for key, value in self.cast.modules[name].named_parameters():
                 value.lerp_(leader[key], module.tau)
 
-    @torch.no_grad()
-    def _move_references(self, stage: Stage) -> None:
-        for name, policy in self.cast.references.items():
-            spec = stage.reference(name)
-            if spec.every and self.position["stage_step"] % spec.every == 0:
-                own, now = policy.tensors(), self.policy.tensors()
-                policy.load({k: own[k].lerp(now[k].to(own[k].dtype), spec.mix) for k in own})
-
-    def with_references(self, batch: Batch) -> Batch:
-        """The batch with cached reference log-probabilities where the stage's references stand
-        still.
-        """
-        refs = dict(batch.refs)
-        wanted = {n for update in self.stage.updates for n in update.objective.needs.references}
-        for name in sorted(wanted & set(self.caches)):
-            refs[name], new = self.caches[name].fill(batch, lambda b: cut(b, self.settings.budget))
-            if new:
-                self.hooks.put(self._chunk(name, self.position["stage_step"]), new, own=True)
-        return replace(batch, refs=refs)
-
-    def _chunk(self, name: str, step: int) -> str:
-        share = f"-{processes.rank()}of{processes.count()}" if processes.count() > 1 else ""
-        return f"refs/stage-{self.position['stage']}/{name}/{step}{share}"
-
     # State
 
     def state(self) -> dict[str, Any]:
         """The whole state as a tree of tensors and plain data; valid at boundaries."""
         return {
             "position": dict(self.position),
-            "policy": self._policy_tensors(),
+            "policy": self.policy_tensors(),
             "modules": {name: dict(m.state_dict()) for name, m in self.cast.modules.items()},
             "optimizers": {
                 name: export_state(optimizer, self.parameters[name])
@@ -390,18 +339,8 @@ class Session:
         self.states = [dict(state) for state in tree["states"]]
         for name, tensors in tree["references"].items():
             self.cast.references[name].load(tensors)
-        for name, cache in self.caches.items():
-            for step in range(self.position["stage_step"]):
-                kept = self.hooks.get(self._chunk(name, step))
-                if kept is not None:
-                    cache.restore(kept)
+        self.references.restore(["eval", *range(self.position["stage_step"])])
         self.loop_state = copy.deepcopy(dict(tree["loop"]))
-
-
-def whole_law(stage: Stage, name: str) -> bool:
-    """Whether a stage reads a reference's whole law at each step."""
-    needs = [update.objective.needs for update in stage.updates]
-    return any(live(one) and name in one.references for one in needs)
 
 
 def _named(update: Update, report: Report) -> dict[str, float]:

@@ -87,6 +87,11 @@ class TrainConfig(BaseModel):
         None,
         description="keep the reference's states on disk, where its whole law is read every epoch",
     )
+    precompute_references: bool | None = Field(
+        None,
+        description="score references before the first step and hold none in memory (default: "
+        "where all weights train)",
+    )
     quantize: Literal["4bit", "8bit"] | None = Field(
         None, description="hold the base of adapters in few bits (bitsandbytes)"
     )
@@ -161,7 +166,10 @@ class TrainConfig(BaseModel):
     @field_validator("data", "eval_data", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
-        return [value] if isinstance(value, (str, Path)) else value
+        many = [value] if isinstance(value, (str, Path)) else value
+        if not isinstance(many, (list, tuple)):
+            return many
+        return [str(one) if isinstance(one, Path) else one for one in many]
 
 
 def configure(values: Mapping[str, Any], declaration: Declaration) -> TrainConfig:
@@ -207,12 +215,21 @@ def _choices(expected: str) -> list[str]:
     return re.findall(r"'([^']*)'", expected)
 
 
+def first(config: TrainConfig, full: bool) -> bool:
+    """Whether references are scored before the first step, where a method lets them be: by itself
+    where all weights train, so that no second model is held beside them.
+    """
+    said = config.precompute_references
+    return full and not config.fsdp if said is None else said
+
+
 ELSEWHERE = {
     "load_in_4bit": "quantize=4bit",
     "load_in_8bit": "quantize=8bit",
     "quantization_bit": "quantize=4bit or quantize=8bit",
     "quantization": "quantize=4bit or quantize=8bit",
     "optim": "optimizer",
+    "precompute_ref_log_probs": "precompute_references",
 }
 """What other libraries call it, and what it is called here."""
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polyalign.errors import OptionError
+from polyalign.runs.config import first
 
 if TYPE_CHECKING:
     from polyalign.policies.language.policy import LanguagePolicy
-    from polyalign.recipe import Method
+    from polyalign.recipe import Method, Stage
     from polyalign.runs.config import TrainConfig
     from polyalign.runs.plan import Facts
 
@@ -206,6 +207,13 @@ def limit_of(memory: str | None, device: str) -> int:
     return parse(memory) if memory else used(device) + int(SHARE * free(device))
 
 
+def asked(stage: Stage, config: TrainConfig) -> bool:
+    """Whether a stage asks the policy as it began, or another constant, while all weights train."""
+    from polyalign.loops.references import names, scorable
+
+    return bool(names(stage)) and not (first(config, True) and scorable(stage))
+
+
 def budget_of(
     policy: LanguagePolicy,
     config: TrainConfig,
@@ -221,12 +229,13 @@ def budget_of(
 
     per_token = bytes_per_token(policy)
     updates = [update for stage in method.stages for update in stage.updates]
-    # A run keeps the policy that it began with; an adapter's shares the base.
+    # What is asked while it trains is held whole; an adapter's start shares the base.
     weights = sum(p.numel() * p.element_size() for p in policy.model.parameters())
     vocabulary = int(policy.trunk.config.vocab_size)
     parts = processes.count() if config.fsdp else 1
+    held = facts.full and (config.fsdp or any(asked(stage, config) for stage in method.stages))
     costs = Costs(
-        now=used(facts.device) + (weights // parts if facts.full else 0),
+        now=used(facts.device) + held * weights // parts,
         per_token=per_token,
         inputs=facts.hidden * facts.layers * policy.model.dtype.itemsize,
         layers=facts.layers,

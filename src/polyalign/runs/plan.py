@@ -17,7 +17,7 @@ from polyalign.loops.length import steps_of
 from polyalign.loops.session import Settings
 from polyalign.protocols import Sampling
 from polyalign.recipe import Declaration, Method
-from polyalign.runs.config import TrainConfig, rates
+from polyalign.runs.config import TrainConfig, first, rates
 from polyalign.runs.memory import Budget
 
 BOUND = (
@@ -90,6 +90,7 @@ def settings_of(
         warmup=config.warmup,
         clip=config.clip,
         reference_states=config.reference_states,
+        references_first=first(config, facts.full),
         eval_every=config.eval_every,
         sampling=Sampling(config.temperature, config.top_p, config.top_k, config.max_new_tokens),
     )
@@ -156,6 +157,7 @@ def make_plan(
         "lora": None if facts.full else config.lora.model_dump(),
         "quantize": facts.quantize,
         "reference_states": config.reference_states,
+        "precompute_references": first(config, facts.full),
         "dtype": facts.dtype,
         "device": facts.device,
         "threads": torch.get_num_threads(),

@@ -15,7 +15,7 @@ from polyalign.feedback.records import Binary, Pair, Prompt, Record, Scored, kin
 from polyalign.feedback.table import FeedbackSet
 from polyalign.feedback.turns import EveryTurn
 from polyalign.feedback.units import Members, fault, fields_of, slots
-from polyalign.loops.session import whole_law
+from polyalign.loops.references import scorable, whole_law
 from polyalign.protocols import Policy
 from polyalign.recipe import Declaration, Method
 from polyalign.runs.config import TrainConfig
@@ -112,9 +112,12 @@ def refuse_unused(config: TrainConfig, declaration: Declaration, method: Method)
         "module_lr": modules,
         "patience": config.early_stopping is not None,
         "reference_states": laws,
+        "precompute_references": any(scorable(stage) for stage in method.stages),
     }
     mends = {
         "patience": "Add early_stopping, or leave it out.",
+        "precompute_references": "It is for methods whose references stand still and are read as "
+        "log-probabilities of given answers. Leave it out.",
         "reference_states": "It is for methods that read a constant reference's whole law at each "
         "step, as tdpo does, in more than one epoch. Leave it out.",
     }

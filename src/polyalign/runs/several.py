@@ -37,6 +37,11 @@ def check(config: TrainConfig, method: Method) -> None:
             f"fsdp=True does not go with optimizer={eight.NAME}, whose blocks cannot be cut.",
             "Use adamw: its state is laid in parts too.",
         )
+    if config.precompute_references:
+        raise OptionError(
+            "fsdp=True does not go with precompute_references: weights in parts are held anyway.",
+            "Leave precompute_references out.",
+        )
     if config.reference_states:
         raise OptionError(
             "fsdp=True does not go with reference_states, as all processes compute together.",

@@ -15,7 +15,7 @@ import yaml
 
 from polyalign.engine import checkpoint, processes, sharding
 from polyalign.engine.storage import append_line, write_json_atomic, write_text_atomic
-from polyalign.errors import ModelError, OptionError, RunError
+from polyalign.errors import ModelError, OptionError, PolyalignError, RunError
 from polyalign.evaluation.subject import open_beside
 from polyalign.feedback.records import Record
 from polyalign.judges.load import load_judge
@@ -229,16 +229,17 @@ def train(
         judge=ready.judge,
         eval_records=ready.held_out,
         opens=lambda name: open_beside(ready.policy, name, **_like(ready.config)),
+        # An adapter's start is its base, and one in parts is exchanged in place.
+        reopen=None if not ready.plan["full"] or config.fsdp else lambda: _start_again(ready),
     )
     with hooks.signals():
-        restored = _restore(session, hooks, folder, watcher)
-        if not restored:
+        if not _restore(session, hooks, folder, watcher):
             hooks.rewind(-1)
             session.open()
             if ready.held_out:
                 _first_evaluation(session, hooks)
         try:
-            run_loops(session, restored=restored)
+            run_loops(session, opened=True)
         except Ended:
             best = hooks.get("best")
             if best is not None:
@@ -259,6 +260,19 @@ def _like(config: TrainConfig) -> dict[str, Any]:
     """How another model is loaded to stand beside the trained one."""
     names = ("dtype", "device", "max_length", "max_prompt_length", "quantize", "trust_remote_code")
     return {name: getattr(config, name) for name in names}
+
+
+def _start_again(ready: Prepared) -> LanguagePolicy:
+    """The policy as the run began, read from its model again; raises :class:`ModelError` where that
+    is no longer what it was.
+    """
+    config = ready.config
+    folder = resolve(config.model, trust_remote_code=config.trust_remote_code)
+    if fingerprint(folder) != ready.plan["model"]:
+        raise ModelError(
+            f"{config.model} is no longer the model that this run began with.", "Restore it."
+        )
+    return start_policy(config).settle()
 
 
 def _maker(ready: Prepared) -> Any:
@@ -304,7 +318,12 @@ def _samples(session: Session, folder: RunFolder, config: TrainConfig, watcher: 
         watcher.note(f"This policy is asked with a condition: {condition.told().strip()}")
     how = Sampling(temperature=0.0, max_steps=min(config.max_new_tokens, 96))
     sides: list[Sequence[Any]] = []
-    for policy in (session.start, session.policy):
+    try:
+        start = session.start
+    except (PolyalignError, OSError) as error:
+        watcher.note(f"No samples are drawn, as the start cannot be read again: {error}")
+        return
+    for policy in (start, session.policy):
         watcher.progress("sampling", len(sides), 2)
         with torch.no_grad():
             drawn = policy.sample([p for _, p in chosen], 1, how, [0] * len(chosen))

@@ -139,7 +139,10 @@ def train(
         device=str(policy.device),
         survey=measured,
     )
-    settings = settings_of(config, declaration, facts, config.micro or MICRO)
+    # A budget is spent step by step, on the reference too.
+    settings = replace(
+        settings_of(config, declaration, facts, config.micro or MICRO), references_first=False
+    )
     judge = bench.judge
     if shuffle is not None and judge is not None:
         judge = ShuffledJudge(judge, shuffle)
@@ -206,7 +209,7 @@ def at_budget(
             # What restoring reads again was paid for already.
             meter.restore(tree["counted"], kept)
         with contextlib.suppress(Enough):
-            run_loops(session, restored=found is not None)
+            run_loops(session, opened=found is not None)
         keeper.save(session, meter.counted() | {"stage": session.position["stage"]}, whole=True)
         return meter, session.position["stage"]
 

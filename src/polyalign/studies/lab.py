@@ -126,7 +126,7 @@ class LabRun:
         needs = stage_needs(session)
         units = make_units(records, range(len(records)), needs, "lab", epoch)
         batch = draw(assemble(units, session.policy.encode), needs, "lab", epoch)
-        return session.with_references(batch)
+        return session.references.fill(batch, session.position["stage_step"])
 
     def loss(self) -> float:
         """The policy's loss over all records as it is now."""

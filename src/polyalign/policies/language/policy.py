@@ -335,6 +335,13 @@ class LanguagePolicy:
             quantize=self.quantize,
         )
 
+    def settle(self) -> LanguagePolicy:
+        """This policy itself, a constant from now on."""
+        self.live = False
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(False)
+        return self
+
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that training may move; none of a constant policy."""
         return self._parameters() if self.live else {}
