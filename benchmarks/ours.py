@@ -68,6 +68,18 @@ def train(spec: dict[str, Any], clock: Clock) -> dict[str, Any]:
             for tag, answer, label in (("+", r.chosen, True), ("-", r.rejected, False))
         ]
         batch = 2 * batch
+    if spec["method"] in ("oreo",):
+        from polyalign.feedback.records import Scored
+
+        records = [
+            Scored(
+                key=r.key,
+                prompt=r.prompt,
+                completions=(r.chosen, r.rejected),
+                scores=(1.0, 0.0),
+            )
+            for r in records
+        ]
     session = _session(spec, method, policy, records)
     needs = stage_needs(session)
     losses, norms, tokens = [], [], 0
