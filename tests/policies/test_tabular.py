@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from polyalign.errors import ModelError, NeedsError, OptionError
-from polyalign.policies.tabular import BilinearPolicy, SequencePolicy, TabularPolicy, truncate
+from polyalign.policies.choosing import truncate
+from polyalign.policies.tabular import BilinearPolicy, SequencePolicy, TabularPolicy
 from polyalign.protocols import Sampling
 from polyalign.types import Rows
 from polyalign.worlds.loglinear import LogLinear

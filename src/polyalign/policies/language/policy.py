@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -18,10 +16,10 @@ from polyalign.policies.language import adapters, quantised
 from polyalign.policies.language.adapters import LoraSpec
 from polyalign.policies.language.cache import TokenCache
 from polyalign.policies.language.defaults import dtype_of, template_of
-from polyalign.policies.language.folders import NOTE
 from polyalign.policies.language.layout import lay, passes
 from polyalign.policies.language.logprobs import Head, token_quantities
 from polyalign.policies.language.remembered import Remembered
+from polyalign.policies.language.saving import write
 from polyalign.policies.language.signals import AGAINST, LAW, ROW, two_laws
 from polyalign.policies.language.stop_words import stop_words
 from polyalign.policies.language.template import Encoded, Template
@@ -393,25 +391,7 @@ class LanguagePolicy:
         :func:`sharded.whole_state` gathered, where the policy is sharded. Raises
         :class:`ModelError` for a quantised model without an adapter.
         """
-        folder = Path(folder)
-        if self.peft is None and quantised.told(self.model):
-            raise ModelError(
-                "A quantised model without an adapter has nothing of its own to save.",
-                "Copy the folder that it came from.",
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        model = self.model if self.peft is None else self.peft
-        if weights is not None:
-            model.save_pretrained(folder, state_dict=dict(weights))
-        elif dtype is not None:
-            copy.deepcopy(model).to(dtype).save_pretrained(folder)
-        else:
-            model.save_pretrained(folder)
-        (folder / "README.md").unlink(missing_ok=True)  # peft's own, empty model card
-        self.tokenizer.save_pretrained(folder)
-        if self.peft is not None and self.quantize is not None:
-            (folder / NOTE).write_text(json.dumps({"quantize": self.quantize}) + "\n")
-        return folder
+        return write(self, Path(folder), dtype, weights)
 
 
 _ONE_TOKEN = Rows.collate([Row((0,), torch.tensor([0]), torch.tensor([True]))])
