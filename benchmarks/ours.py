@@ -288,3 +288,37 @@ def grow(spec: dict[str, Any], clock: Clock) -> dict[str, Any]:
         policy.score(rows).logp.sum().backward()
         clock.stop()
     return {"steps": clock.steps, "places": len(ids)}
+
+
+def trunk(spec: dict[str, Any], clock: Clock) -> dict[str, Any]:
+    """Gradients of adapters through the layers alone, of one row of "places" tokens: by our layers,
+    by the model's own ("own"), or by those compiled ("compiled"; compiling is in the first step).
+    """
+    made = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, 32000, (1, spec["places"]), generator=made)
+    if spec["how"] == "ours":
+        from polyalign.policies.language.layout import lay
+        from polyalign.types import Row, Rows
+
+        policy = _policy(spec)
+        rows = Rows.collate([Row((1,), ids[0], torch.ones(len(ids[0]), dtype=torch.bool))])
+        laid = lay(rows, policy.trunk.layout())
+
+        def states() -> torch.Tensor:
+            return policy.trunk.states(laid)
+    else:
+        from peft import get_peft_model
+
+        from benchmarks.peer import _loaded, _lora
+
+        inner = get_peft_model(_loaded(spec)[0], _lora(spec)).get_base_model().model
+        own = torch.compile(inner) if spec["how"] == "compiled" else inner
+
+        def states() -> torch.Tensor:
+            return own(input_ids=ids, use_cache=False).last_hidden_state
+
+    for _ in range(spec["steps"]):
+        clock.start()
+        states().sum().backward()
+        clock.stop()
+    return {"steps": clock.steps, "places": spec["places"]}

@@ -134,6 +134,16 @@ TABLES: dict[str, Table] = {
         ),
         unit="bytes",
     ),
+    "compile": Table(
+        "torch.compile: gradients of adapters (LoRA r=16) through the layers alone, 768 tokens",
+        {"work": "trunk", "lora": True, "lr": 0.0, "places": 768},
+        (
+            Line("our layers", "polyalign", {"how": "ours"}),
+            Line("the model's own layers", "polyalign", {"how": "own"}),
+            Line("the model's own layers, compiled", "polyalign", {"how": "compiled"}),
+        ),
+        unit="places",
+    ),
     "growth": Table(
         "How cost grows: gradients of a small random Llama, 64 new tokens a completion",
         {"work": "grow", "lr": 0.0},
@@ -279,6 +289,10 @@ def _growth(table: Table, stored: Stored) -> str:
             f"{_figure([x / places * 1e6 for x in cpu], 0)} | "
             f"{_figure([r['peak_mib'] for r in mine], 0)} |"
         )
+    if "how" in table.lines[0].spec:
+        warm = [f"{r['line']} {r['steps'][0]['cpu']:.0f}" for r in stored]
+        first = f"CPU seconds of the first step: {', '.join(warm)}."
+        return "\n".join([*lines, "", _over_first(table, stored), first])
     lines += [
         "",
         "Hidden size 128, 4 layers; embeddings and output head are constant. Their weights alone "
