@@ -156,7 +156,7 @@ def trained(declaration: Any, policy: Any, records: list[Any], steps: int) -> li
 
     hooks = Quiet()
     settings = Settings(
-        batch=len(records),
+        batch=2 * len(records),  # all of them, where a method makes two of each as well
         epochs=steps,
         max_steps=steps,
         lr=SLOWER.get(declaration.id, LR),
