@@ -195,25 +195,29 @@ def sample(
     max_new_tokens: int = 128,
     seed: int = 0,
     condition: str | float | None = None,
+    sampler: str | None = None,
 ) -> list[list[str]]:
     """``n`` answers of a model or run to each prompt (a string, or a list of messages).
 
     A string is asked as a user's turn when the model has a chat template. A model that was trained
     on conditioned prompts is asked with its condition; ``condition`` says another value than the
-    usual one, or "none".
+    usual one, or "none". ``sampler``: "vllm" draws with vLLM.
     """
     import torch
 
     from polyalign.feedback.units import seed_of
     from polyalign.policies.asked import condition_of
     from polyalign.policies.language.policy import LanguagePolicy
+    from polyalign.policies.language.vllm_sampler import sampler_of
     from polyalign.protocols import Sampling
 
+    engine = sampler_of(sampler)
     if n < 1:
         raise OptionError(f"n={n} asks for no answer.", "Give at least 1.")
     folder = _final(model)
     wanted = condition_of(folder, condition)
     policy = LanguagePolicy.from_pretrained(folder if folder.exists() else model, frozen=True)
+    policy.sampler = engine
     chat = getattr(policy.tokenizer, "chat_template", None) is not None
     contexts = [_payload(prompt, chat) for prompt in prompts]
     if wanted is not None:

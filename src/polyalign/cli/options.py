@@ -37,7 +37,7 @@ PANELS = {
     ),
     "While it runs": (
         *("eval_every", "save_every", "keep", "early_stopping", "patience", "loggers", "samples"),
-        *("max_new_tokens", "temperature", "top_p", "top_k"),
+        *("max_new_tokens", "temperature", "top_p", "top_k", "sampler", "vllm_memory"),
     ),
 }
 """Where a flag stands in ``train --help``."""

@@ -16,6 +16,9 @@ from polyalign.cli.screen import emit, note, out, results_only, say
 from polyalign.errors import DataError, OptionError
 
 Subject = Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help="A run folder or a model.")]
+Sampler = Annotated[
+    str | None, typer.Option(metavar="NAME", help="vllm: draw with vLLM (default: own).")
+]
 Condition = Annotated[
     str | None,
     typer.Option(
@@ -77,6 +80,7 @@ def evaluate(
     ] = None,
     seed: Annotated[int, typer.Option(help="Every random choice follows from it.")] = 0,
     condition: Condition = None,
+    sampler: Sampler = None,
     device: Device = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float64.")] = None,
     trust_remote_code: Annotated[
@@ -122,6 +126,7 @@ def evaluate(
             condition=condition,
             device=device,
             dtype=dtype,
+            sampler=sampler,
             trust_remote_code=trust_remote_code,
             progress=watcher.progress,
             **usual,
@@ -159,6 +164,7 @@ def sample(
     seed: Annotated[int, typer.Option(help="Another seed, other answers.")] = 0,
     limit: Annotated[int | None, typer.Option(help="Use the first N prompts.")] = None,
     condition: Condition = None,
+    sampler: Sampler = None,
     json: Json = False,
 ) -> None:
     """Answers of a run's model, or of any model."""
@@ -178,6 +184,7 @@ def sample(
             max_new_tokens=max_new_tokens,
             seed=seed,
             condition=condition,
+            sampler=sampler,
         )
     if json:
         told = {} if written is None else {"condition": written}

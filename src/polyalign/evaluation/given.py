@@ -24,7 +24,7 @@ class Given:
     what a model that was trained on conditioned prompts is asked for, or "none" (default: what its
     folder says). ``samples``: answers drawn where the policy's own are needed. ``limit``: the first
     N examples. ``columns``: our column by yours. ``beta``: scale of the implicit reward (default:
-    the run's). ``batch_tokens``: tokens scored at once.
+    the run's). ``batch_tokens``: tokens scored at once. ``sampler``: "vllm" draws with vLLM.
     """
 
     reference: str | Path | Policy | None = None
@@ -38,6 +38,7 @@ class Given:
     batch_tokens: int = BUDGET
     device: str | None = None
     dtype: str | None = None
+    sampler: str | None = None
     trust_remote_code: bool = False
     save: bool = True
     progress: Progress = silent
@@ -59,6 +60,7 @@ class Given:
         return {
             "device": self.device,
             "dtype": self.dtype,
+            "sampler": self.sampler,
             "trust_remote_code": self.trust_remote_code,
         }
 

@@ -52,18 +52,21 @@ def open_subject(
     device: str | None = None,
     dtype: str | None = None,
     trust_remote_code: bool = False,
+    sampler: str | None = None,
 ) -> Subject:
     """Load a run's ``final/`` with its base model as the reference, or a model by name or folder.
 
     ``reference`` names another reference; a model alone has none. A model that was trained on
     conditioned prompts is asked with its condition, and so is its reference when rows are scored;
-    ``condition`` says another value than the usual one, or "none". Raises :class:`RunError` for a
+    ``condition`` says another value than the usual one, or "none"; ``sampler`` "vllm" draws with
+    vLLM. Raises :class:`RunError` for a
     run without a final model, :class:`ModelError` for what does not load.
     """
     load: dict[str, Any] = {
         "device": device,
         "dtype": dtype,
         "trust_remote_code": trust_remote_code,
+        "sampler": sampler,
     }
     if not isinstance(what, (str, Path)):
         given = None if reference is None else _other(reference, load)
@@ -131,10 +134,15 @@ def without_adapter(policy: LanguagePolicy, base: str) -> Policy | None:
 
 def _policy(path: str | Path, load: dict[str, Any]) -> LanguagePolicy:
     from polyalign.policies.language.policy import LanguagePolicy
+    from polyalign.policies.language.vllm_sampler import sampler_of
 
+    engine = sampler_of(load.get("sampler"), trust_remote_code=load.get("trust_remote_code"))
+    load = {name: value for name, value in load.items() if name != "sampler"}
     # An adapter is loaded as one that could train on, so that it can be taken off.
     adapted = (Path(path) / "adapter_config.json").is_file()
-    return LanguagePolicy.from_pretrained(path, frozen=not adapted, **load)
+    policy = LanguagePolicy.from_pretrained(path, frozen=not adapted, **load)
+    policy.sampler = engine
+    return policy
 
 
 def open_beside(policy: Policy, what: str | Path, **load: Any) -> Policy:

@@ -143,6 +143,12 @@ class TrainConfig(BaseModel):
     top_k: Annotated[int, Field(ge=0)] = Field(
         0, description="most likely tokens sampled from; 0: all"
     )
+    sampler: Literal["own", "vllm"] = Field(
+        "own", description="what draws answers to learn from (vllm: pip install polyalign[vllm])"
+    )
+    vllm_memory: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.3, description="share of a GPU's memory that vLLM takes"
+    )
 
     @field_validator("loggers")
     @classmethod

@@ -109,6 +109,8 @@ def refuse_unused(config: TrainConfig, declaration: Declaration, method: Method)
         "temperature": judged,
         "top_p": samples,
         "top_k": samples,
+        "sampler": samples,
+        "vllm_memory": config.sampler == "vllm",
         "module_lr": modules,
         "patience": config.early_stopping is not None,
         "reference_states": laws,
@@ -116,6 +118,7 @@ def refuse_unused(config: TrainConfig, declaration: Declaration, method: Method)
     }
     mends = {
         "patience": "Add early_stopping, or leave it out.",
+        "vllm_memory": "Add sampler=vllm, or leave it out.",
         "precompute_references": "It is for methods whose references stand still and are read as "
         "log-probabilities of given answers. Leave it out.",
         "reference_states": "It is for methods that read a constant reference's whole law at each "

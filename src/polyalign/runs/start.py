@@ -10,6 +10,7 @@ from polyalign.policies.language import quantised
 from polyalign.policies.language.adapters import LoraSpec
 from polyalign.policies.language.models import resolve
 from polyalign.policies.language.policy import LanguagePolicy
+from polyalign.policies.language.vllm_sampler import sampler_of
 from polyalign.runs.config import TrainConfig
 
 LORA_ABOVE = 100_000_000
@@ -37,6 +38,12 @@ def start_policy(config: TrainConfig) -> LanguagePolicy:
         eight.check(config.dtype)
     held = config.quantize or quantised.noted(folder) or quantised.method_of(folder)
     quantised.check(folder, config.quantize, config.dtype)
+    sampler = sampler_of(
+        config.sampler,
+        config.vllm_memory,
+        quantize=held,
+        trust_remote_code=config.trust_remote_code,
+    )
     full = config.full
     if full is None:
         full = not adapted and not held and size <= LORA_ABOVE
@@ -57,7 +64,7 @@ def start_policy(config: TrainConfig) -> LanguagePolicy:
             f"{config.model} is an adapter, so not all weights can be trained.",
             "Merge it first: polyalign model merge, or leave full out.",
         )
-    return LanguagePolicy.from_pretrained(
+    policy = LanguagePolicy.from_pretrained(
         folder,
         lora=lora,
         dtype=config.dtype,
@@ -70,6 +77,8 @@ def start_policy(config: TrainConfig) -> LanguagePolicy:
         fsdp=config.fsdp,
         trust_remote_code=config.trust_remote_code,
     )
+    policy.sampler = sampler
+    return policy
 
 
 def parameters(policy: LanguagePolicy) -> int:

@@ -3,7 +3,8 @@
 Each row draws from uniform numbers of its own seed, so what else is in the batch changes nothing
 (up to the rounding of matrix products). A context's keys and values are computed and kept once for
 all its rows, rows that have ended make room for others, and an adapter is folded into the weights
-meanwhile. Models that :mod:`decode` does not compute use :mod:`own_cache`.
+meanwhile. Models that :mod:`decode` does not compute use :mod:`own_cache`. Where the policy has
+another sampler (:mod:`vllm_sampler`), that draws instead.
 
 Axes: C contexts, B rows in the batch, N rows in all, T steps, V tokens.
 """
@@ -21,7 +22,7 @@ from polyalign.policies.language import decode, own_cache
 from polyalign.policies.language.fold import folded
 from polyalign.policies.language.law import draw
 from polyalign.protocols import Rollout, Sampling
-from polyalign.types import Row
+from polyalign.types import Row, Rows
 
 if TYPE_CHECKING:
     from polyalign.policies.language.policy import LanguagePolicy
@@ -48,7 +49,10 @@ def generate(
     template, trunk = policy.template, policy.trunk
     encoded = [template.context(context, room=how.max_steps) for context in contexts]
     drawn = _Drawn(how, seeds, template.stops, policy.device)
-    if encoded:
+    if encoded and policy.sampler is not None:
+        drawn.take(policy.sampler.draw(policy, encoded, n, how, seeds))
+        drawn.score(policy, encoded, n)
+    elif encoded:
         longest = max(len(context) for context in encoded) + how.max_steps
         with torch.no_grad():
             trunk.layout()
@@ -132,6 +136,24 @@ class _Drawn:
         self.length[mine] = at + 1
         self.finished[mine] = torch.isin(token[runs], self.ends)
         return token, ~self.finished[rows] & (self.length[rows] < self.how.max_steps)
+
+    def take(self, rows: Sequence[tuple[list[int], list[float], bool]]) -> None:
+        """What another sampler drew: each row's tokens, their law's numbers, whether it ended."""
+        for i, (tokens, old, ended) in enumerate(rows):
+            size = len(tokens)
+            self.length[i], self.finished[i] = size, ended
+            self.tokens[i, :size] = torch.tensor(tokens, device=self.tokens.device)
+            self.old[i, :size] = torch.tensor(old, dtype=self.old.dtype, device=self.old.device)
+
+    def score(self, policy: LanguagePolicy, contexts: list[tuple[int, ...]], n: int) -> None:
+        """The policy's own numbers of what was drawn."""
+        rows = []
+        for i, size in enumerate(self.length.tolist()):
+            steps = self.tokens[i, :size].cpu()
+            rows.append(Row(contexts[i // n], steps, torch.ones(size, dtype=torch.bool)))
+        with torch.no_grad():
+            logp = policy.score(Rows.collate(rows)).logp.to(self.logp)
+        self.logp[:, : logp.shape[1]] = logp
 
 
 def _logits(policy: LanguagePolicy) -> Any:

@@ -24,6 +24,7 @@ from polyalign.policies.language.signals import AGAINST, LAW, ROW, two_laws
 from polyalign.policies.language.stop_words import stop_words
 from polyalign.policies.language.template import Encoded, Template
 from polyalign.policies.language.trunk import Trunk
+from polyalign.policies.language.vllm_sampler import Vllm
 from polyalign.policies.modules import Logits, known_options
 from polyalign.protocols import Policy, PolicyScores, Rollout, Sampling
 from polyalign.types import Row, Rows, signal
@@ -58,6 +59,8 @@ class LanguagePolicy:
         """How the base was quantised when it was loaded, so that :meth:`save` can note it."""
         self.remembered: Remembered | None = None
         """Where a constant's states are kept (:meth:`remember`)."""
+        self.sampler: Vllm | None = None
+        """What draws instead of our own sampling; constants made of this policy share it."""
         self._stop_words: Tensor | None = None
         self.tokens: TokenCache | None = None
         """Rows that were encoded before, where :meth:`encode` looks first."""
@@ -148,8 +151,7 @@ class LanguagePolicy:
             max_prompt_length=max_prompt_length,
             assistant=assistant,
         )
-        for parameter in model.parameters():
-            parameter.requires_grad_(whole)
+        model.requires_grad_(whole)
         for parameter in policy.trainable().values():
             parameter.requires_grad_(True)
         if fsdp:
@@ -160,8 +162,7 @@ class LanguagePolicy:
 
     @property
     def device(self) -> torch.device:
-        found: torch.device = self.trunk.device
-        return found
+        return self.trunk.device
 
     @property
     def lockstep(self) -> bool:
@@ -323,7 +324,7 @@ class LanguagePolicy:
             parameter.requires_grad_(False)
         if self.peft is not None and adapters.changes_nothing(model):
             adapters.enable(model, False)
-        return LanguagePolicy(
+        frozen = LanguagePolicy(
             model,
             self.tokenizer,
             peft=None if self.peft is None else wrapped,
@@ -332,12 +333,13 @@ class LanguagePolicy:
             live=False,
             quantize=self.quantize,
         )
+        frozen.sampler = self.sampler
+        return frozen
 
     def settle(self) -> LanguagePolicy:
         """This policy itself, a constant from now on."""
         self.live = False
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(False)
+        self.model.requires_grad_(False)
         return self
 
     def trainable(self) -> dict[str, nn.Parameter]:
