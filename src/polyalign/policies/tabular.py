@@ -323,6 +323,17 @@ class BilinearPolicy(TabularPolicy):
         return int(self.psi.shape[0])
 
 
+class NamedFeatures(BilinearPolicy):
+    """The same with prompts that also go by names."""
+
+    def __init__(self, weight: Tensor, phi: Tensor, psi: Tensor, names: Sequence[str]) -> None:
+        super().__init__(weight, phi, psi)
+        self.names = {name: x for x, name in enumerate(names)}
+
+    def encode(self, context: Any, completion: Any) -> Row:
+        return super().encode(self.names.get(context, context), completion)
+
+
 class SequencePolicy(Discrete):
     """A table of next-token logits [X, S, V] for every prefix; payloads are tuples of tokens.
 

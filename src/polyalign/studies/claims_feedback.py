@@ -98,7 +98,8 @@ def graded(
             "score_rejected": lost,
             "strength": float(torch.sigmoid(torch.tensor(won - lost))),
         }
-        made.append(replace(pair, fields=fields))
+        prompt = desk.asks[0] if desk.asks else pair.prompt
+        made.append(replace(pair, prompt=prompt, fields=fields))
     return made
 
 

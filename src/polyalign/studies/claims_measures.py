@@ -296,8 +296,6 @@ def scatter(o: Outcome) -> float:
 # In the tiny language, from samples.
 
 SAMPLES = 32
-GOOD = 0.75
-"""Gold reward from which an answer of the tiny language counts as good."""
 
 
 def _asked(o: Outcome, prompts: Sequence[Any]) -> list[Any]:
@@ -319,11 +317,23 @@ def sampled(o: Outcome) -> float:
 
 
 @_offered
+def asked_reward(o: Outcome) -> float:
+    """Expected gold reward, asked as the trained policy is to be asked, of a world with scores."""
+    (prompt,) = _asked(o, o.desk.asks[:1])
+    rows = [o.run.policy.encode(prompt, y) for y in o.world.completions]
+    with torch.no_grad():
+        law = o.run.policy.score(Rows.collate(rows)).logp.double().sum(-1).exp()
+    return float((law * o.world.reward[0]).sum())
+
+
+@_offered
 def good_rejected(o: Outcome) -> float:
     """Change of log-probability of rejected answers that are good themselves, asked as is due."""
     session = o.run.session
     good = [
-        r for r in o.records if isinstance(r, Pair) and r.fields.get("score_rejected", -1) >= GOOD
+        r
+        for r in o.records
+        if isinstance(r, Pair) and r.fields.get("score_rejected", -1) >= o.desk.good
     ]
     if not good:
         raise OptionError("No rejected answer is good.", "Declare more pairs.")

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from polyalign.errors import OptionError, nearest
-from polyalign.policies.tabular import BilinearPolicy
+from polyalign.feedback.conditioning import Goals
+from polyalign.policies.tabular import BilinearPolicy, NamedFeatures
 from polyalign.protocols import Policy
 from polyalign.studies.lab import policy_for
 from polyalign.worlds.bandit import Bandit
@@ -30,18 +31,26 @@ class Desk:
     """What the runs of a declaration share.
 
     ``second`` [X, Y]: another gold reward. ``features`` [Y, F]: all that the policy can tell
-    answers apart by, in place of a table.
+    answers apart by, in place of a table. ``asks`` [P] are texts, the first the one prompt and the
+    others the same asked for a score, with ``goals`` [P, D], what the policy knows of each.
+    ``good`` is the reward from which an answer counts as good.
     """
 
     world: Any
     second: Tensor | None = None
     features: Tensor | None = None
+    asks: tuple[str, ...] = ()
+    goals: Tensor | None = None
+    good: float = 0.75
 
     def policy(self) -> Policy:
         """The policy that every run starts from."""
         if self.features is None:
             return policy_for(self.world)
         prompts, size = self.world.prompts, self.features.shape[1]
+        if self.goals is not None:
+            weight = torch.zeros(self.goals.shape[1], size, dtype=torch.float64)
+            return NamedFeatures(weight, self.goals, self.features, self.asks)
         weight = torch.zeros(1, size, dtype=torch.float64)
         ones = torch.ones(prompts, 1, dtype=torch.float64)
         return BilinearPolicy(weight, ones, self.features, self.world.start)
@@ -170,6 +179,31 @@ def line(*, seed: int, responses: int = 50) -> Desk:
     places = tuple(range(responses))
     world = Bandit(start, reward, bradley_terry(reward), start.exp(), places, 0.0)
     return Desk(world, features=torch.stack([x, x**2], -1))
+
+
+@_offered
+def goals(*, seed: int, responses: int = 16, seen: int = 4) -> Desk:
+    """One prompt, plain or asked for a score, with answers of scores 10, 9.7, 9.4, 9.2 and others
+    from 1 to 8.5; the policy has ``seen`` features of an answer and their products with the score.
+    """
+    good = torch.tensor([10.0, 9.7, 9.4, 9.2], dtype=torch.float64)
+    made = torch.Generator().manual_seed(seed + 611953)
+    other = 1 + 7.5 * torch.rand(responses - len(good), generator=made, dtype=torch.float64)
+    score = torch.cat([good, other])
+    reward = score.unsqueeze(0)
+    start = torch.zeros_like(reward).log_softmax(-1)
+    places = tuple(range(responses))
+    world = Bandit(start, reward, bradley_terry(reward), start.exp(), places, 0.0)
+    asked = Goals(1.0, 10.0, 10.0)
+    texts = tuple(asked.ask(QUESTION, value) for value in score.tolist())
+    known = torch.stack([torch.ones_like(score), (score - 5.5) / 4.5], -1)
+    known = torch.cat([torch.tensor([[1.0, 0.0]], dtype=torch.float64), known])
+    features = _normal(seed, responses, seen)
+    return Desk(world, features=features, asks=(QUESTION, *texts), goals=known, good=9.0)
+
+
+QUESTION = "How good?"
+"""The prompt that can be asked for a score."""
 
 
 @_offered
