@@ -184,7 +184,8 @@ def line(*, seed: int, responses: int = 50) -> Desk:
 @_offered
 def goals(*, seed: int, responses: int = 16, seen: int = 4) -> Desk:
     """One prompt, plain or asked for a score, with answers of scores 10, 9.7, 9.4, 9.2 and others
-    from 1 to 8.5; the policy has ``seen`` features of an answer and their products with the score.
+    from 1 to 8.5; the policy has ``seen`` features of an answer, the first of them its own score,
+    and their products with the score asked for.
     """
     good = torch.tensor([10.0, 9.7, 9.4, 9.2], dtype=torch.float64)
     made = torch.Generator().manual_seed(seed + 611953)
@@ -199,6 +200,7 @@ def goals(*, seed: int, responses: int = 16, seen: int = 4) -> Desk:
     known = torch.stack([torch.ones_like(score), (score - 5.5) / 4.5], -1)
     known = torch.cat([torch.tensor([[1.0, 0.0]], dtype=torch.float64), known])
     features = _normal(seed, responses, seen)
+    features[:, 0] = (score - 5.5) / 4.5
     return Desk(world, features=features, asks=(QUESTION, *texts), goals=known, good=9.0)
 
 
