@@ -144,7 +144,7 @@ class TrainConfig(BaseModel):
         0, description="most likely tokens sampled from; 0: all"
     )
     sampler: Literal["own", "vllm"] = Field(
-        "own", description="what draws answers to learn from (vllm: pip install polyalign[vllm])"
+        "own", description="what draws answers to learn from; vllm is an extra of its own"
     )
     vllm_memory: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.3, description="share of a GPU's memory that vLLM takes"
