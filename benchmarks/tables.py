@@ -9,6 +9,7 @@ from typing import Any
 
 Stored = list[dict[str, Any]]
 DPO = {"work": "train", "method": "dpo"}
+LONG = {"max_length": 2048}
 
 
 @dataclass(frozen=True)
@@ -123,10 +124,10 @@ TABLES: dict[str, Table] = {
                 ("LoRA, micro=2048", {"options": {"micro": 2048}}),
                 ("LoRA, memory=1700MB", {"options": {"memory": "1700MB"}}),
                 ("LoRA, memory=1400MB", {"options": {"memory": "1400MB"}}),
-                ("LoRA, contexts of 1500 tokens", {"options": {}, "made": [1500, 60]}),
+                ("LoRA, contexts of 1500 tokens", {"options": LONG, "made": [1500, 60]}),
                 (
                     "LoRA, contexts of 1500 tokens, checkpointing",
-                    {"options": {"checkpointing": True}, "made": [1500, 60]},
+                    {"options": {**LONG, "checkpointing": True}, "made": [1500, 60]},
                 ),
                 ("all weights", {"options": {"full": True}}),
                 ("all weights, checkpointing", {"options": {"full": True, "checkpointing": True}}),
