@@ -21,7 +21,7 @@ from polyalign.feedback.records import (
     Scored,
     kind_name,
 )
-from polyalign.studies.claims_worlds import Desk, called
+from polyalign.studies.claims_worlds import Asked, Desk, called
 from polyalign.worlds.discrete import Discrete
 from polyalign.worlds.loglinear import LogLinear
 from polyalign.worlds.tiny_lm import TinyLm
@@ -98,9 +98,16 @@ def graded(
             "score_rejected": lost,
             "strength": float(torch.sigmoid(torch.tensor(won - lost))),
         }
-        prompt = desk.asks[0] if desk.asks else pair.prompt
-        made.append(replace(pair, prompt=prompt, fields=fields))
+        made.append(replace(pair, fields=fields))
     return made
+
+
+@_offered
+def ordered(*, desk: Desk, seed: int, n: int) -> Sequence[Record]:
+    """Pairs with their scores, the higher one preferred, of a desk that can be asked for scores."""
+    assert isinstance(desk, Asked)
+    made = graded(desk=desk, seed=seed, n=n, judged=True)
+    return [replace(pair, prompt=desk.asks[0]) for pair in made if isinstance(pair, Pair)]
 
 
 @_offered

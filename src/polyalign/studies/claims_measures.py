@@ -19,7 +19,7 @@ from polyalign.feedback.records import Pair, Record
 from polyalign.loops import epochs
 from polyalign.protocols import Policy, Sampling
 from polyalign.studies.claims_feedback import of_kind
-from polyalign.studies.claims_worlds import Desk
+from polyalign.studies.claims_worlds import Asked, Desk
 from polyalign.studies.lab import LabRun
 from polyalign.types import Rows
 from polyalign.worlds.discrete import kl_divergence, tilt, total_variation
@@ -319,6 +319,7 @@ def sampled(o: Outcome) -> float:
 @_offered
 def asked_reward(o: Outcome) -> float:
     """Expected gold reward, asked as the trained policy is to be asked, of a world with scores."""
+    assert isinstance(o.desk, Asked)
     (prompt,) = _asked(o, o.desk.asks[:1])
     rows = [o.run.policy.encode(prompt, y) for y in o.world.completions]
     with torch.no_grad():
@@ -330,10 +331,9 @@ def asked_reward(o: Outcome) -> float:
 def good_rejected(o: Outcome) -> float:
     """Change of log-probability of rejected answers that are good themselves, asked as is due."""
     session = o.run.session
+    assert isinstance(o.desk, Asked)
     good = [
-        r
-        for r in o.records
-        if isinstance(r, Pair) and r.fields.get("score_rejected", -1) >= o.desk.good
+        r for r in o.records if isinstance(r, Pair) and r.fields["score_rejected"] >= o.desk.good
     ]
     if not good:
         raise OptionError("No rejected answer is good.", "Declare more pairs.")

@@ -31,29 +31,41 @@ class Desk:
     """What the runs of a declaration share.
 
     ``second`` [X, Y]: another gold reward. ``features`` [Y, F]: all that the policy can tell
-    answers apart by, in place of a table. ``asks`` [P] are texts, the first the one prompt and the
-    others the same asked for a score, with ``goals`` [P, D], what the policy knows of each.
-    ``good`` is the reward from which an answer counts as good.
+    answers apart by, in place of a table.
     """
 
     world: Any
     second: Tensor | None = None
     features: Tensor | None = None
-    asks: tuple[str, ...] = ()
-    goals: Tensor | None = None
-    good: float = 0.75
 
     def policy(self) -> Policy:
         """The policy that every run starts from."""
         if self.features is None:
             return policy_for(self.world)
         prompts, size = self.world.prompts, self.features.shape[1]
-        if self.goals is not None:
-            weight = torch.zeros(self.goals.shape[1], size, dtype=torch.float64)
-            return NamedFeatures(weight, self.goals, self.features, self.asks)
         weight = torch.zeros(1, size, dtype=torch.float64)
         ones = torch.ones(prompts, 1, dtype=torch.float64)
         return BilinearPolicy(weight, ones, self.features, self.world.start)
+
+
+@dataclass(frozen=True)
+class Asked(Desk):
+    """A desk with one prompt that can be asked for a score.
+
+    ``asks`` [P] are texts, the prompt and then what asks for a score, with ``goals`` [P, D], what
+    the policy knows of each; ``good`` is the reward from which an answer counts as good.
+    """
+
+    asks: tuple[str, ...] = ()
+    goals: Tensor | None = None
+    good: float = 0.0
+
+    def policy(self) -> Policy:
+        """The policy that every run starts from: products of what it knows of both."""
+        assert self.goals is not None
+        assert self.features is not None
+        weight = torch.zeros(self.goals.shape[1], self.features.shape[1], dtype=torch.float64)
+        return NamedFeatures(weight, self.goals, self.features, self.asks)
 
 
 Maker = Callable[..., Desk]
@@ -201,7 +213,7 @@ def goals(*, seed: int, responses: int = 16, seen: int = 4) -> Desk:
     known = torch.cat([torch.tensor([[1.0, 0.0]], dtype=torch.float64), known])
     features = _normal(seed, responses, seen)
     features[:, 0] = (score - 5.5) / 4.5
-    return Desk(world, features=features, asks=(QUESTION, *texts), goals=known, good=9.0)
+    return Asked(world, features=features, asks=(QUESTION, *texts), goals=known, good=9.0)
 
 
 QUESTION = "How good?"
