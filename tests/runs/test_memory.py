@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -118,3 +120,39 @@ def test_checkpointing_changes_no_bit_of_a_run(tmp_path: Path, tiny_llama: Path)
         plan = json.loads((tmp_path / str(on) / "plan.json").read_text())
         assert plan["checkpointing"] is on
     assert finals[0] == finals[1]
+
+
+MEASURED = """
+import sys
+from pathlib import Path
+import polyalign as pa
+
+model, data, output = sys.argv[1:]
+pa.train(
+    "dpo", model=model, data=data, output=output, memory="1500MB", max_steps=1, samples=0, threads=1
+)
+print(next(x for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x).split()[1])
+"""
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="needs Linux's account of memory"
+)
+def test_a_stated_limit_holds_in_the_memory_of_the_process(tmp_path: Path, smollm2):
+    words = "The quick brown fox jumps over the lazy dog. "
+    row = {
+        "prompt": [{"role": "user", "content": words * 40}],
+        "chosen": [{"role": "assistant", "content": words * 4}],
+        "rejected": [{"role": "assistant", "content": "No. " * 30}],
+    }
+    data = tmp_path / "pairs.jsonl"
+    data.write_text(json.dumps(row) + "\n", "utf-8")
+    words = [sys.executable, "-c", MEASURED, str(smollm2.path), str(data), str(tmp_path / "run")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert plan["longest"] > 400
+    assert plan["checkpointing"]  # it would not fit without
+    taken = int(done.stdout.split()[-1]) * 1024
+    assert taken <= plan["memory_limit"] == 1_500_000_000
+    assert taken > 0.8 * plan["memory_bytes"]

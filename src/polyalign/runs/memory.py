@@ -34,6 +34,9 @@ SPARE = 1.6
 """What the backward pass and gaps between blocks of memory take beside what the forward pass kept,
 as measured (`python -m benchmarks.run memory`)."""
 
+FIRST_STEP = 64 << 20
+"""Bytes that libraries take for code and buffers at their first step, as measured."""
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -235,7 +238,7 @@ def budget_of(
     parts = processes.count() if config.fsdp else 1
     held = facts.full and (config.fsdp or any(asked(stage, config) for stage in method.stages))
     costs = Costs(
-        now=used(facts.device) + held * weights // parts,
+        now=used(facts.device) + FIRST_STEP + held * weights // parts,
         per_token=per_token,
         inputs=facts.hidden * facts.layers * policy.model.dtype.itemsize,
         layers=facts.layers,
