@@ -131,7 +131,8 @@ model, data, output = sys.argv[1:]
 pa.train(
     "dpo", model=model, data=data, output=output, memory="1500MB", max_steps=1, samples=0, threads=1
 )
-print(next(x for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x).split()[1])
+account = Path("/proc/self/status").read_text()
+print(account.partition("VmHWM:")[2].split()[0])
 """
 
 
