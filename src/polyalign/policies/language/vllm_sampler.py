@@ -7,7 +7,7 @@ nothing is drawn. What it returns are the log-probabilities of the law it drew f
 truncation included, so an importance ratio of the policy to them is right although both compute in
 other kernels.
 
-Needs `pip install 'polyalign[vllm]'` (vLLM 0.24 or newer).
+Needs `pip install 'polyalign[vllm]'` (vLLM 0.30 or newer).
 """
 
 from __future__ import annotations
