@@ -10,7 +10,8 @@ import pytest
 
 from polyalign.errors import OptionError
 from polyalign.methods import get
-from polyalign.runs.training import train
+from polyalign.runs.folder import Silent
+from polyalign.runs.training import prepare, train
 from tests.policies import stand_in_vllm
 from tests.runs.kit import config, rows_without_time, write_judge, write_pairs, write_prompts
 
@@ -24,6 +25,13 @@ def test_answers_to_learn_from_can_be_drawn_by_vllm(tiny_llama, tmp_path, monkey
         config("grpo", tiny_llama, prompts, tmp_path / "run", sampler="vllm", **options),
     )
     assert (done.path / "final").is_dir()
+    plan, own = (
+        prepare(
+            get("grpo"), config("grpo", tiny_llama, prompts, tmp_path / name, **more), Silent()
+        ).plan["memory_bytes"]
+        for name, more in {"a": options | {"sampler": "vllm"}, "b": options}.items()
+    )
+    assert plan > own + 0.9 * (1 << 30)  # what the engine holds is part of the plan
     (engine,) = stand_in_vllm.LLM.made
     assert engine.loads >= 3
     assert all(math.isfinite(row["loss"]) for row in rows_without_time(done.path))

@@ -217,6 +217,17 @@ def asked(stage: Stage, config: TrainConfig) -> bool:
     return bool(names(stage)) and not (first(config, True) and scorable(stage))
 
 
+def served(config: TrainConfig, device: str, weights: int) -> int:
+    """Bytes that another sampler takes beside the policy: its share of a GPU, or what it holds."""
+    if config.sampler == "own":
+        return 0
+    if device.startswith("cuda"):
+        import torch
+
+        return int(config.vllm_memory * torch.cuda.mem_get_info(device)[1])
+    return weights + (1 << 30)
+
+
 def budget_of(
     policy: LanguagePolicy,
     config: TrainConfig,
@@ -238,7 +249,10 @@ def budget_of(
     parts = processes.count() if config.fsdp else 1
     held = facts.full and (config.fsdp or any(asked(stage, config) for stage in method.stages))
     costs = Costs(
-        now=used(facts.device) + FIRST_STEP + held * weights // parts,
+        now=used(facts.device)
+        + FIRST_STEP
+        + served(config, facts.device, weights)
+        + held * weights // parts,
         per_token=per_token,
         inputs=facts.hidden * facts.layers * policy.model.dtype.itemsize,
         layers=facts.layers,
