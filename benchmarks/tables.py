@@ -123,7 +123,7 @@ TABLES: dict[str, Table] = {
                 ("LoRA, as planned", {"options": {}}),
                 ("LoRA, micro=2048", {"options": {"micro": 2048}}),
                 ("LoRA, memory=1700MB", {"options": {"memory": "1700MB"}}),
-                ("LoRA, memory=1400MB", {"options": {"memory": "1400MB"}}),
+                ("LoRA, memory=1500MB", {"options": {"memory": "1500MB"}}),
                 ("LoRA, contexts of 1500 tokens", {"options": LONG, "made": [1500, 60]}),
                 (
                     "LoRA, contexts of 1500 tokens, checkpointing",

@@ -141,10 +141,12 @@ def parse(text: str) -> int:
 def show(size: int) -> str:
     """A size to read.
 
-    >>> show(3 << 29)
-    '1.5 GiB'
+    >>> show(3 << 29), show(50 << 20), show(1_436_000_000), show(2 << 40)
+    ('1.5 GiB', '50 MiB', '1.34 GiB', '2048 GiB')
     """
-    return f"{size / 2**30:.1f} GiB"
+    if size < 1 << 30:
+        return f"{size / 2**20:.0f} MiB"
+    return f"{size / 2**30:{'.3g' if size < 100 << 30 else '.0f'}} GiB"
 
 
 def used(device: str) -> int:
