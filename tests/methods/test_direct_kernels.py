@@ -236,8 +236,10 @@ def test_divergences_keep_their_bounds_and_identities(numbers):
     assert -1e-12 <= js <= math.log(2) + 1e-12
     assert -1e-12 <= hellinger <= 1
     assert bhattacharyya >= -1e-12
-    assert hellinger - 1e-12 <= tv <= math.sqrt(2 * hellinger) + 1e-9
-    assert tv <= math.sqrt(kl / 2) + 1e-9  # Pinsker
+    # Squared, as a root makes much of the rounding of nearly equal laws.
+    assert hellinger - 1e-12 <= tv
+    assert tv**2 <= 2 * hellinger + 1e-12
+    assert tv**2 <= kl / 2 + 1e-12  # Pinsker
     close(renyi_half, 2 * bhattacharyya, 1e-12)
     close(hellinger, 1 - math.exp(-bhattacharyya), 1e-12)
     assert abs(near_one - kl) <= 1e-3 * (1 + kl)
