@@ -148,6 +148,31 @@ def test_adapters_that_are_no_plain_product_are_refused():
         list(weights(wrapped.get_base_model()))
 
 
+def test_adapters_with_copies_of_modules_are_refused():
+    from peft import LoraConfig, get_peft_model
+
+    more = {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}
+    wrapped = get_peft_model(tiny.policy().model, LoraConfig(r=2, **more))
+    with pytest.raises(ModelError, match="a copy of its own of lm_head"):
+        list(weights(wrapped.get_base_model()))
+
+
+def test_an_evaluation_draws_with_it_and_refuses_it_where_nothing_is_drawn(stand_in, tmp_path):
+    from polyalign.api import evaluate
+    from tests.conftest import make_tiny_llama
+    from tests.runs.kit import write_judge, write_pairs, write_prompts
+
+    model = make_tiny_llama(tmp_path / "model")
+    pairs, prompts = write_pairs(tmp_path / "a.jsonl", 4), write_prompts(tmp_path / "b.jsonl", 2)
+    judge = f"{write_judge(tmp_path / 'judge.py')}:score"
+    with pytest.raises(OptionError, match="sampler=vllm has no effect, as nothing is sampled"):
+        evaluate(model, pairs, sampler="vllm")
+    found = evaluate(model, prompts, judge=judge, sampler="vllm", max_new_tokens=4)
+    assert found["judge"]["sampling"]["n"] == 1
+    (engine,) = stand_in.made
+    assert engine.loads == 1
+
+
 def test_the_package_is_asked_for_before_anything_is_read(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "vllm", None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None)

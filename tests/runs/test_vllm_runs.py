@@ -32,7 +32,10 @@ def test_answers_to_learn_from_can_be_drawn_by_vllm(tiny_llama, tmp_path, monkey
         for name, more in {"a": options | {"sampler": "vllm"}, "b": options}.items()
     )
     assert plan > own + 0.9 * (1 << 30)  # what the engine holds is part of the plan
-    (engine,) = stand_in_vllm.LLM.made
+    whole = options | {"full": True, "precompute_references": None}
+    train(get("grpo"), config("grpo", tiny_llama, prompts, tmp_path / "c", sampler="vllm", **whole))
+    engine, second = stand_in_vllm.LLM.made  # one a run, its start drawn by the same
+    assert second.loads >= 3
     assert engine.loads >= 3
     assert all(math.isfinite(row["loss"]) for row in rows_without_time(done.path))
 

@@ -67,6 +67,12 @@ def evaluate(
         "meaning": MEANING,
     }
     scoring: dict[str, Any] = {"budget": setting.batch_tokens, "progress": progress}
+    diverges = samples > 0 and subject.reference is not None and _samples(subject.policy)
+    if setting.sampler not in (None, "own") and critic is None and not diverges:
+        raise OptionError(
+            f"sampler={setting.sampler} has no effect, as nothing is sampled here.",
+            "Add a judge or a reference, or leave sampler out.",
+        )
     pairs = [r for r in records if isinstance(r, Pair)]
     if pairs:
         out |= _ranking(subject, pairs, scoring)
@@ -74,7 +80,7 @@ def evaluate(
     if shown:
         out |= _perplexity(subject, shown, scoring)
     prompts = prompts_of(records)
-    if samples and subject.reference is not None and _samples(subject.policy):
+    if diverges and subject.reference is not None:
         law = Sampling(max_steps=setting.max_new_tokens)
         part = prompts[:samples]
         drawn = draw(

@@ -59,8 +59,8 @@ def open_subject(
     ``reference`` names another reference; a model alone has none. A model that was trained on
     conditioned prompts is asked with its condition, and so is its reference when rows are scored;
     ``condition`` says another value than the usual one, or "none"; ``sampler`` "vllm" draws with
-    vLLM. Raises :class:`RunError` for a
-    run without a final model, :class:`ModelError` for what does not load.
+    vLLM. Raises :class:`RunError` for a run without a final model, :class:`ModelError` for what
+    does not load.
     """
     load: dict[str, Any] = {
         "device": device,

@@ -272,7 +272,9 @@ def _start_again(ready: Prepared) -> LanguagePolicy:
         raise ModelError(
             f"{config.model} is no longer the model that this run began with.", "Restore it."
         )
-    return start_policy(config).settle()
+    start = start_policy(config).settle()
+    start.sampler = ready.policy.sampler  # one engine for both
+    return start
 
 
 def _maker(ready: Prepared) -> Any:

@@ -14,8 +14,8 @@ What the papers say of their methods, each turned into the smallest experiment t
 one figure, a direction and a threshold that were declared before the first run (the files in
 [`claims/`](../claims)). The worlds are small and exact: a claim that holds there holds of the
 objective with this feedback, and says little of large models; one that does not hold there may
-still hold elsewhere. **A miss is a result.** Nothing was tuned after a figure was seen; where
-something was tried, the table says so.
+still hold elsewhere. **A miss is a result.** Where a declaration was made anew after a
+figure was seen, the table says what was tried before and what came of it.
 
 This page is written by `polyalign claims page`; `polyalign claims run METHOD` measures again, and
 a result whose code has changed is shown as *stale*.

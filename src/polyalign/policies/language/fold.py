@@ -58,6 +58,11 @@ def weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in model.named_parameters():
         if not parameter.dtype.is_floating_point:
             raise ModelError(f"{name} is quantised.", "Use a model of whole weights.")
+        if "modules_to_save" in name:
+            raise ModelError(
+                f"The adapter has a copy of its own of {name.partition('.modules_to_save')[0]}.",
+                "Merge it first: polyalign model merge",
+            )
         if name in layers:
             whole = parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32))
             for adapter in layers[name].active_adapters:

@@ -145,7 +145,7 @@ class Vllm:
                     generation_config="vllm",
                     seed=0,
                 )
-            except (ValueError, RuntimeError, NotImplementedError) as error:
+            except (ValueError, RuntimeError) as error:
                 first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
                 raise ModelError(
                     f"vLLM cannot serve this model ({first}).",
