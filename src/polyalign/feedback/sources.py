@@ -56,7 +56,11 @@ def _missing(path: Path) -> DataError:
         return DataError(
             f"There is no file {path}: its folder {folder} does not exist.", "Check the path."
         )
-    names = [p.name for p in folder.iterdir() if p.is_dir() or ending(p) in ENDINGS]
+    names = [
+        p.name
+        for p in folder.iterdir()
+        if not p.name.startswith(".") and (p.is_dir() or ending(p) in ENDINGS)
+    ]
     return DataError(f"There is no file {path}.", nearest(path.name, names))
 
 

@@ -182,7 +182,7 @@ def chosen(claims: Sequence[Claim], names: Sequence[str]) -> list[Claim]:
             try:
                 known = named(name)[0]
             except OptionError:
-                ids = [c.id for c in claims] + [m for c in claims for m in c.methods]
+                ids = {c.id for c in claims} | {m for c in claims for m in c.methods}
                 if name not in ids:
                     raise OptionError(
                         f"There is no claim of '{name}'.", nearest(name, ids)
