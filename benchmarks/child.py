@@ -27,9 +27,18 @@ class Clock:
 
     def stop(self) -> None:
         """A step is done; the next one begins."""
+        finish()
         wall, cpu = time.perf_counter() - self.wall, time.process_time() - self.cpu
         self.steps.append({"wall": wall, "cpu": cpu})
         self.start()
+
+
+def finish() -> None:
+    """Wait for what a GPU still computes."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def share(clock: Clock, before: dict[str, float]) -> None:
@@ -53,6 +62,9 @@ def main() -> None:
         from benchmarks import peer as side  # type: ignore[no-redef]
     found = getattr(side, spec["work"])(spec, Clock())
     found["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if spec.get("device") == "cuda":
+        found["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
+        found["device"] = torch.cuda.get_device_name()
     found["load"] = os.getloadavg()[0]
     print("\n" + json.dumps(found), flush=True)
 

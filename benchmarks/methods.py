@@ -2,14 +2,15 @@
 
     python -m benchmarks.methods                  (all that are not measured yet)
     python -m benchmarks.methods --only dpo kto
-    python -m benchmarks.methods --table          (write the table of what is measured)
+    python -m benchmarks.methods --table          (only show the table of what is measured)
 
 A method is trained for 30 steps on the same 8 units, the shortest human-scored answers of
 `multi_scores`, and for 10 steps with half of their labels turned round; model and reference are
 loaded once, and the adapter begins anew for each run. Measured: the loss and the method's own
 statistic (margin, accuracy, likelihood) at the first and at the last step, and for the turned
 labels the held-out ranking of 60 other pairs before and after, by mean log-probability a token.
-Results are appended to a file, so the command continues where it was stopped.
+Results are appended to a file in benchmarks/measured/, so the command continues where it was
+stopped; the section of RESULTS.md is written when all are there.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any
 
 from benchmarks.results import write_section
 
-STORED = Path(__file__).parent / "methods.jsonl"
+STORED = Path(__file__).parent / "measured" / "methods.jsonl"
 UNITS, STEPS, TURNED_STEPS, HELD_OUT, LR = 8, 30, 10, 60, 5e-4
 SYSTEM = {"role": "system", "content": "Answer in one sentence."}
 SLOWER = {"dro": 2e-5}
@@ -257,13 +258,16 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--again", action="store_true", help="measure anew what is stored")
-    parser.add_argument("--table", action="store_true", help="only write the table")
+    parser.add_argument("--table", action="store_true", help="only show the table")
     args = parser.parse_args()
     if not args.table:
         missing = [id for id in args.only or offline_methods() if args.again or id not in stored()]
         if missing:
             run(args, missing)
-    write_section("Every method on a real model", table(stored()))
+    found = stored()
+    print(f"\n{table(found)}\n")
+    if set(found) >= set(offline_methods()):
+        write_section("Every method on a real model", table(found))
 
 
 def run(args: argparse.Namespace, ids: Sequence[str]) -> None:
@@ -282,6 +286,7 @@ def run(args: argparse.Namespace, ids: Sequence[str]) -> None:
     data = {"train": train, "held_out": held_out, "before": ranking(policy, None, held_out)}
     for id in ids:
         row = measure(id, policy, start, data)
+        STORED.parent.mkdir(exist_ok=True)
         with STORED.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         print(json.dumps(row), flush=True)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.child import Clock, share
-from benchmarks.work import WORDS, pairs, units
+from benchmarks.work import WORDS, model_of, pairs, units
 
 
 def _policy(spec: dict[str, Any], **more: Any) -> Any:
@@ -19,7 +19,12 @@ def _policy(spec: dict[str, Any], **more: Any) -> Any:
 
     lora = LoraSpec(r=16, alpha=32.0) if spec.get("lora") else None
     return LanguagePolicy.from_pretrained(
-        spec["model"], lora=lora, quantize=spec.get("quantize"), **more
+        model_of(spec["model"]),
+        lora=lora,
+        quantize=spec.get("quantize"),
+        device=spec.get("device", "cpu"),
+        dtype=spec.get("dtype", "float32"),
+        **more,
     )
 
 
@@ -29,7 +34,8 @@ def _session(spec: dict[str, Any], method: Any, policy: Any, records: list[Any])
 
     settings = Settings(
         batch=spec["batch"],
-        budget=ENOUGH["cpu"],  # what a run plans where memory is not short
+        # What a run plans where memory is not short.
+        budget=ENOUGH.get(spec.get("device", "cpu"), 16384),
         lr=spec["lr"],
         schedule="constant",
         warmup=0.0,
@@ -248,8 +254,10 @@ def _long(context: int, answer: int) -> list[dict[str, Any]]:
 
 def rate(spec: dict[str, Any], clock: Clock) -> dict[str, Any]:
     """Matrix products of the model's shapes."""
-    from benchmarks.work import matmul_rate
+    from benchmarks.work import gpu_rate, matmul_rate, model_config
 
+    if spec.get("device") == "cuda":
+        return {"rate": gpu_rate(model_config(spec["model"]), getattr(torch, spec["dtype"]))}
     return {"rate": matmul_rate()}
 
 

@@ -8,13 +8,16 @@ from typing import Any
 import torch
 
 from benchmarks.child import Clock, share
-from benchmarks.work import pairs, units
+from benchmarks.work import model_of, pairs, units
 
 
 def _loaded(spec: dict[str, Any]) -> tuple[Any, Any]:
     from polyalign.policies.language import models
 
-    return models.load_model(spec["model"]), models.load_tokenizer(spec["model"])
+    name, device = model_of(spec["model"]), spec.get("device", "cpu")
+    # What trains is held in float32, here as there; under adapters the base is as it is computed.
+    dtype = spec.get("dtype", "float32") if spec.get("lora") else "float32"
+    return models.load_model(name, dtype=dtype, device=device), models.load_tokenizer(name)
 
 
 def _tokenised(spec: dict[str, Any], count: int) -> list[dict[str, list[int]]]:
@@ -57,8 +60,8 @@ def _arguments(spec: dict[str, Any], folder: str, **more: Any) -> dict[str, Any]
         "max_grad_norm": 1.0,
         "weight_decay": 0.0,
         "optim": "adamw_torch",
-        "bf16": False,
-        "use_cpu": True,
+        "bf16": spec.get("dtype") == "bfloat16",
+        "use_cpu": spec.get("device", "cpu") == "cpu",
         "gradient_checkpointing": not best,
         "logging_steps": 1,
         "report_to": [],
@@ -164,7 +167,7 @@ def group(spec: dict[str, Any], clock: Clock) -> dict[str, Any]:
             prompt_ids, prompt_mask = padded(prompts, "left")
             completion_ids, completion_mask = padded(answers, "right")
             clock.start()
-            return {
+            made = {
                 "prompt_ids": prompt_ids,
                 "prompt_mask": prompt_mask,
                 "completion_ids": completion_ids,
@@ -172,6 +175,7 @@ def group(spec: dict[str, Any], clock: Clock) -> dict[str, Any]:
                 "advantages": torch.tensor(advantages).flatten(),
                 "num_items_in_batch": completion_mask.sum(),
             }
+            return {name: value.to(self.accelerator.device) for name, value in made.items()}
 
     n = spec["n"]
     with tempfile.TemporaryDirectory() as folder:

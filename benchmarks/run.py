@@ -1,17 +1,20 @@
 """Speed and memory, polyalign and TRL in turn on the same rows.
 
-    python -m benchmarks.run                       (every table; what is stored is not run again)
+    python -m benchmarks.run                       (every table that this machine can measure)
     python -m benchmarks.run dpo-lora sampling     (some tables)
     python -m benchmarks.run dpo-lora --again      (measure anew)
-    python -m benchmarks.run --write               (write RESULTS.md from what is stored)
+    python -m benchmarks.run --write               (write RESULTS.md from what is measured)
 
 Each side of each line runs in a process of its own, and the sides take turns, repetition after
 repetition. A line's speed and memory come from the same processes. Reported are medians with the
 smallest and largest, over all measured steps of all repetitions; the first step of a process warms
 up, unless it is the only one. CPU seconds are the figure to compare where other work runs on the
-machine, wall seconds where it does not. The floor is the number of floating-point operations that
-the work cannot do without, over the rate at which this machine multiplied matrices between the
-repetitions.
+machine, wall seconds where it does not, and on a GPU. The floor is the number of floating-point
+operations that the work cannot do without, over the rate at which this machine multiplied matrices
+between the repetitions.
+
+What was measured lies in benchmarks/measured/ (not in the repository), so a command that was
+interrupted goes on where it stopped. A section of RESULTS.md is written when its table is whole.
 """
 
 from __future__ import annotations
@@ -23,13 +26,30 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.results import write_section
 from benchmarks.tables import TABLES, Table, render
 
-STORED = Path(__file__).parent / "speed.jsonl"
+STORED = Path(__file__).parent / "measured" / "speed.jsonl"
+
+DEFAULTS: dict[str, Any] = {
+    "model": "smollm2", "data": "hh_harmless", "batch": 4, "steps": 3, "threads": 2,
+}  # fmt: skip
+"""Settings that neither a table nor the command line gives."""
+
+READS = {
+    "train": ("data", "batch", "steps"),
+    "group": ("data", "batch", "steps", "n"),
+    "reference": ("data", "batch", "steps"),
+    "sample": ("data", "prompts", "n", "new"),
+    "memory": ("data", "batch", "steps"),
+    "grow": ("steps",),
+    "trunk": ("steps",),
+}
+"""What each kind of work reads, beside its model, threads and repetitions."""
 
 
 def measure(name: str, table: Table, args: argparse.Namespace) -> None:
@@ -43,31 +63,50 @@ def measure(name: str, table: Table, args: argparse.Namespace) -> None:
             if len(had) > repetition:
                 continue
             spec = _spec(table, args) | line.spec | {"side": line.side}
-            row = _child(spec, args)
-            rate = _rate(args) if table.needed else None
+            row = _child(spec)
+            rate = _rate(spec) if table.needed else None
             row |= {"table": name, "line": line.name, "spec": spec, "rate": rate}
             row |= {"versions": _versions(), "at": time.strftime("%Y-%m-%d %H:%M", time.gmtime())}
+            STORED.parent.mkdir(exist_ok=True)
             with STORED.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
-            took = sum(x["cpu"] for x in row["steps"])
+            took = sum(x[table.clock] for x in row["steps"])
             print(
-                f"{name}: {line.name}: {took:.1f} CPU seconds, {row['peak_mib']:.0f} MiB",
+                f"{name}: {line.name}: {took:.1f} {table.clock} seconds, {row['peak_mib']:.0f} MiB",
                 flush=True,
             )
 
 
 def _spec(table: Table, args: argparse.Namespace) -> dict[str, Any]:
-    common = {
-        "model": args.model,
-        "data": args.data,
-        "batch": args.batch,
-        "steps": args.steps,
-        "threads": args.threads,
-    }
-    common |= table.spec
-    if args.prompts:
-        common["prompts"] = args.prompts
-    return common
+    return DEFAULTS | table.spec | _given(args)
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that the command line gives."""
+    names = ("model", "data", "batch", "steps", "threads", "prompts")
+    return {k: getattr(args, k) for k in names if getattr(args, k) is not None}
+
+
+def refused(names: Sequence[str], args: argparse.Namespace) -> str | None:
+    """Why these tables cannot be measured so, in a sentence."""
+    unknown = [name for name in names if name not in TABLES]
+    if unknown:
+        return f"There is no table {unknown[0]}. Tables: {', '.join(TABLES)}."
+    for name in names:
+        for setting in _given(args):
+            work = TABLES[name].spec["work"]
+            if setting not in ("model", "threads", *READS[work]):
+                return f"Table {name} has no {setting}; leave --{setting} out."
+        if not args.write and not possible(TABLES[name]):
+            return f"Table {name} wants a GPU, and PyTorch finds none here."
+    return None
+
+
+def possible(table: Table) -> bool:
+    """Whether the table's device is here."""
+    import torch
+
+    return table.spec.get("device") != "cuda" or torch.cuda.is_available()
 
 
 def stored(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -84,8 +123,8 @@ def stored(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     ]
 
 
-def _child(spec: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    threads = str(args.threads)
+def _child(spec: dict[str, Any]) -> dict[str, Any]:
+    threads = str(spec["threads"])
     environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     command = [sys.executable, "-m", "benchmarks.child", json.dumps(spec)]
     root = Path(__file__).parent.parent
@@ -96,11 +135,11 @@ def _child(spec: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def _rate(args: argparse.Namespace) -> float:
-    """Matrix products: operations a CPU second of all threads, in a process of their own."""
-    return float(
-        _child({"side": "polyalign", "work": "rate", "threads": args.threads}, args)["rate"]
-    )
+def _rate(spec: dict[str, Any]) -> float:
+    """Matrix products: operations a second (on a CPU a CPU second), in a process of their own."""
+    names = ("model", "threads", "device", "dtype")
+    told = {k: spec[k] for k in names if k in spec}
+    return float(_child(told | {"side": "polyalign", "work": "rate"})["rate"])
 
 
 def _versions() -> dict[str, str]:
@@ -141,13 +180,17 @@ def section(name: str, table: Table, args: argparse.Namespace) -> str:
     spec = _spec(table, args)
     versions = rows[-1]["versions"] if rows else _versions()
     loads = [r["load"] for r in rows]
+    reads = READS[table.spec["work"]]
+    settings = ", ".join(f"{k} {spec[k]}" for k in reads if k in spec and k != "data")
     made = table.spec["work"] == "grow"
-    names = ("steps",) if made else ("batch", "steps", "prompts", "n", "new")
-    settings = ", ".join(f"{k} {spec[k]}" for k in names if k in spec)
-    real = "" if made else f"Model `{spec['model']}`, data `{spec['data']}`, "
+    real = "" if made else f"Model `{spec['model']}`, "
+    if "data" in reads:
+        real += f"data `{spec['data']}`, "
+    device = rows[-1].get("device") if rows else None
+    threads = f"{spec['threads']} thread" + "s" * (spec["threads"] > 1)
     said = [
-        f"{real}float32, {settings}; {platform.machine()}, {os.cpu_count()} cores, "
-        f"{args.threads} {'thread' if args.threads == 1 else 'threads'}; "
+        f"{real}{spec.get('dtype', 'float32')}, {settings}; "
+        f"{device or platform.machine()}, {os.cpu_count()} cores, {threads}; "
         + ", ".join(f"{k} {v}" for k, v in versions.items())
         + f". {len(rows)} processes measured"
         + (f" from {min(r['at'] for r in rows)} UTC on" if rows else "")
@@ -160,13 +203,17 @@ def section(name: str, table: Table, args: argparse.Namespace) -> str:
     return "\n".join(said)
 
 
+def title(table: Table, args: argparse.Namespace) -> str:
+    """A section's title: the table's, and what of the work the command line changes."""
+    given = {k: v for k, v in _given(args).items() if k in ("model", "data", "batch")}
+    own = DEFAULTS | table.spec
+    changed = [f"{k} {v}" for k, v in given.items() if own[k] != v]
+    return f"Speed: {', '.join([table.title, *changed])}"
+
+
 def _flags(args: argparse.Namespace) -> str:
-    parser = _parser()
-    return "".join(
-        f" --{key} {getattr(args, key)}"
-        for key in ("model", "data", "batch", "steps", "threads", "repeats", "prompts")
-        if getattr(args, key) != parser.get_default(key)
-    )
+    given = _given(args) | ({} if args.repeats == 3 else {"repeats": args.repeats})
+    return "".join(f" --{key} {value}" for key, value in given.items())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -174,26 +221,32 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=", ".join(TABLES))
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--data", default="hh_harmless")
-    parser.add_argument("--batch", type=int, default=4, help="pairs a step")
-    parser.add_argument("--steps", type=int, default=3, help="steps a process, the first warms up")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--prompts", type=int, default=0, help="prompts of the sampling tables")
+    parser.add_argument("--model", help="default: the table's, smollm2 without a GPU")
+    parser.add_argument("--data", help="default: hh_harmless")
+    parser.add_argument("--batch", type=int, help="pairs or groups a step; default: the table's, 4")
+    parser.add_argument("--steps", type=int, help="steps a process, the first warms up; default: 3")
+    parser.add_argument("--repeats", type=int, default=3, help="default: 3")
+    parser.add_argument("--threads", type=int, help="default: 2")
+    parser.add_argument("--prompts", type=int, help="prompts of the sampling tables; default: 32")
     parser.add_argument("--only", nargs="*", help="lines of the tables")
-    parser.add_argument("--again", action="store_true", help="forget what is stored")
-    parser.add_argument("--write", action="store_true", help="only write what is stored")
+    parser.add_argument("--again", action="store_true", help="forget what is measured")
+    parser.add_argument("--write", action="store_true", help="only write what is measured")
     return parser
 
 
 def main() -> None:
     """Measure, print, write."""
     args = _parser().parse_args()
-    unknown = [name for name in args.tables if name not in TABLES]
-    if unknown:
-        sys.exit(f"There is no table {unknown[0]}. Tables: {', '.join(TABLES)}.")
-    for name in args.tables or TABLES:
+    names = args.tables
+    if not names:
+        names = [name for name, table in TABLES.items() if args.write or possible(table)]
+        left = [name for name in TABLES if name not in names]
+        if left:
+            print(f"Without a GPU not measured: {', '.join(left)}.", flush=True)
+    why = refused(names, args)
+    if why:
+        sys.exit(why)
+    for name in names:
         table = TABLES[name]
         if args.again and STORED.exists():
             gone = [json.dumps(r) for r in stored(name, args)]
@@ -201,10 +254,12 @@ def main() -> None:
             STORED.write_text("".join(x + "\n" for x in kept), "utf-8")
         if not args.write:
             measure(name, table, args)
-        if stored(name, args):
+        found = {r["line"] for r in stored(name, args)}
+        if found:
             text = section(name, table, args)
             print(f"\n{table.title}\n{text}\n")
-            write_section(f"Speed: {table.title}", text)
+            if len(found) == len(table.lines):
+                write_section(title(table, args), text)
 
 
 if __name__ == "__main__":

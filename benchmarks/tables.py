@@ -25,7 +25,8 @@ class Line:
 class Table:
     """Lines measured in turn; ``needed`` is the work of the floor (see :func:`work.needed`).
 
-    ``unit`` is what is counted a step: the table's "batch" of it.
+    ``unit`` is what is counted a step: the table's "batch" of it. ``clock`` is what is compared:
+    CPU seconds ("cpu"), or seconds ("wall") where a GPU computes.
     """
 
     title: str
@@ -33,6 +34,7 @@ class Table:
     lines: tuple[Line, ...]
     needed: str | None = None
     unit: str = "pairs"
+    clock: str = "cpu"
 
 
 THREE = (
@@ -40,6 +42,8 @@ THREE = (
     Line("TRL default", "default"),
     Line("TRL best", "best"),
 )
+
+GPU = {"device": "cuda", "dtype": "bfloat16", "model": "random-llama-1b", "batch": 16, "steps": 8}
 
 
 def _coupled(name: str, method: str, **hyper: Any) -> Line:
@@ -162,6 +166,28 @@ TABLES: dict[str, Table] = {
         ),
         unit="places",
     ),
+    "gpu-lora": Table(
+        "On a GPU: DPO, LoRA r=16, random Llama of 1.0 billion parameters",
+        {**DPO, **GPU, "lora": True, "lr": 1e-4},
+        THREE,
+        "lora",
+        clock="wall",
+    ),
+    "gpu-full": Table(
+        "On a GPU: DPO, all weights, random Llama of 1.0 billion parameters",
+        {**DPO, **GPU, "lora": False, "lr": 1e-6},
+        THREE,
+        "full",
+        clock="wall",
+    ),
+    "gpu-group": Table(
+        "On a GPU: update on groups of 8 completions, LoRA r=16, random Llama of 1.0 billion",
+        {**GPU, "work": "group", "lora": True, "lr": 1e-5, "n": 8, "batch": 4},
+        THREE,
+        "alone",
+        "groups",
+        clock="wall",
+    ),
 }
 
 
@@ -175,9 +201,11 @@ def render(table: Table, stored: Stored, needed: float | None) -> str:
         return _growth(table, stored)
     rates = [r["rate"] for r in stored if r["rate"]]
     rate = statistics.median(rates) if rates else 0.0
+    on_gpu = table.clock == "wall"
+    second = "second" if on_gpu else "CPU second"
     lines = [
-        f"| | {table.unit} a CPU second | {table.unit} a second | CPU seconds a step | "
-        "peak memory MiB | first losses | gradient norms | CPU time over the floor |",
+        f"| | {table.unit} a CPU second | {table.unit} a second | {second}s a step | "
+        f"peak memory MiB | first losses | gradient norms | {second}s over the floor |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for line in table.lines:
@@ -187,10 +215,11 @@ def render(table: Table, stored: Stored, needed: float | None) -> str:
             continue
         batch = mine[0]["spec"]["batch"]
         cpu, wall = _steps(mine, "cpu"), _steps(mine, "wall")
-        floor = "-" if needed is None else f"{statistics.median(cpu) * rate / needed:.2f}"
+        took = wall if on_gpu else cpu
+        floor = "-" if needed is None else f"{statistics.median(took) * rate / needed:.2f}"
         lines.append(
             f"| {line.name} | {_figure([batch / x for x in cpu], 3)} | "
-            f"{_figure([batch / x for x in wall], 3)} | {_figure(cpu, 1)} | "
+            f"{_figure([batch / x for x in wall], 3)} | {_figure(took, 1 + 2 * on_gpu)} | "
             f"{_figure([r['peak_mib'] for r in mine], 0)} | {_few(mine[0], 'losses')} | "
             f"{_few(mine[0], 'norms')} | {floor} |"
         )
@@ -198,7 +227,7 @@ def render(table: Table, stored: Stored, needed: float | None) -> str:
     lines.append(_ratios(table, stored) or _over_first(table, stored))
     if rates:
         lines.append(
-            f"\nMatrix products ran at {rate / 1e9:.0f} GFLOP a CPU second "
+            f"\nMatrix products ran at {rate / 1e9:.0f} GFLOP a {second} "
             f"({min(rates) / 1e9:.0f}-{max(rates) / 1e9:.0f})"
             + ("." if needed is None else f"; a step needs {needed / 1e12:.2f} TFLOP.")
         )
@@ -303,14 +332,15 @@ def _growth(table: Table, stored: Stored) -> str:
 
 
 def _ratios(table: Table, stored: Stored) -> str:
-    """polyalign against each peer, by CPU seconds a step and by memory."""
+    """polyalign against each peer, by seconds a step and by memory."""
     ours = [r for r in stored if r["line"] == "polyalign"]
     said = []
     for line in table.lines:
         mine = [r for r in stored if r["line"] == line.name]
         if line.side == "polyalign" or not mine or not ours:
             continue
-        speed = statistics.median(_steps(mine, "cpu")) / statistics.median(_steps(ours, "cpu"))
+        clock = table.clock
+        speed = statistics.median(_steps(mine, clock)) / statistics.median(_steps(ours, clock))
         memory = statistics.median(r["peak_mib"] for r in ours) / statistics.median(
             r["peak_mib"] for r in mine
         )

@@ -68,6 +68,61 @@ def matmul_rate(seconds: float = 3.0) -> float:
     return 2 * x.numel() * len(w) * count / (time.process_time() - start)
 
 
+def gpu_rate(config: Any, dtype: torch.dtype, seconds: float = 3.0) -> float:
+    """Floating-point operations a second of a gated layer's matrix product on the GPU, now."""
+    made = {"device": "cuda", "dtype": dtype}
+    x = torch.randn(16384, config.hidden_size, **made)
+    w = torch.randn(config.intermediate_size, config.hidden_size, **made)
+
+    def rounds() -> float:
+        begin = time.perf_counter()
+        for _ in range(20):
+            torch.nn.functional.linear(x, w)
+        torch.cuda.synchronize()
+        return time.perf_counter() - begin
+
+    rounds()
+    took = [rounds()]
+    while sum(took) < seconds:
+        took.append(rounds())
+    return 2 * x.numel() * len(w) * 20 * len(took) / sum(took)
+
+
+RANDOM: dict[str, dict[str, int]] = {
+    "random-llama-1b": {
+        "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+        "num_attention_heads": 32, "num_key_value_heads": 8,
+    },
+    "random-llama-tiny": {
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1,
+    },
+}  # fmt: skip
+"""Shapes of models with random weights, with SmolLM2's tokenizer and vocabulary."""
+
+
+def model_of(name: str) -> str:
+    """What a model of that name is loaded by: a folder, made once, for those of random weights."""
+    if name not in RANDOM:
+        return name
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from polyalign.policies.language import models
+
+    folder = models.cache_folder() / "benchmarks" / name
+    if not (folder / "config.json").exists():
+        tokenizer = models.load_tokenizer("smollm2")
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=len(tokenizer), max_position_embeddings=8192, head_dim=None,
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+            tie_word_embeddings=True, **RANDOM[name],
+        )  # fmt: skip
+        tokenizer.save_pretrained(folder)
+        LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    return str(folder)
+
+
 def forward_operations(config: Any, context: int, completions: Sequence[int]) -> tuple[int, int]:
     """Operations of one pass over a context and its completions: layers, and output head.
 
@@ -110,4 +165,4 @@ def model_config(name: str) -> Any:
 
     from polyalign.policies.language.models import resolve
 
-    return AutoConfig.from_pretrained(str(resolve(name))).get_text_config()
+    return AutoConfig.from_pretrained(str(resolve(model_of(name)))).get_text_config()

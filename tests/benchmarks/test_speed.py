@@ -71,7 +71,7 @@ def test_what_is_stored_is_not_measured_again(monkeypatch, tmp_path):
     monkeypatch.setattr(run, "STORED", tmp_path / "speed.jsonl")
     asked = []
 
-    def child(spec, args):
+    def child(spec):
         asked.append(spec.get("side"))
         return {"steps": [{"cpu": 1.0, "wall": 1.0}], "peak_mib": 1.0, "load": 0.0, "rate": 1.0}
 
@@ -100,3 +100,68 @@ def test_every_line_of_every_table_has_a_side_that_does_its_work(name):
 
 def test_the_measured_rate_is_that_of_matrix_products():
     assert 1e8 < work.matmul_rate(0.05) < 1e14
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        (["dpo"], "There is no table dpo. Tables: dpo-lora, "),
+        (["dpo-lora", "--prompts", "3"], "Table dpo-lora has no prompts; leave --prompts out."),
+        (["growth", "--batch", "3"], "Table growth has no batch; leave --batch out."),
+        (["gpu-full"], "Table gpu-full wants a GPU, and PyTorch finds none here."),
+    ],
+)
+def test_what_a_table_cannot_do_is_a_sentence(monkeypatch, command, sentence):
+    monkeypatch.setattr(run, "possible", lambda table: table.spec.get("device") != "cuda")
+    args = run._parser().parse_args(command)
+    assert (run.refused(args.tables, args) or "").startswith(sentence)
+
+
+def test_settings_go_over_those_of_a_table_and_into_the_title_of_its_section():
+    args = run._parser().parse_args(["group", "--batch", "4", "--steps", "2"])
+    table = tables.TABLES["group"]
+    assert run._spec(table, args)["batch"] == 4
+    assert run.title(table, args) == f"Speed: {table.title}, batch 4"
+    assert run._flags(args) == " --batch 4 --steps 2"
+    plain = run._parser().parse_args(["group"])
+    assert run._spec(table, plain)["batch"] == 1
+    assert run.title(table, plain) == f"Speed: {table.title}"
+
+
+def test_a_section_is_written_when_its_table_is_whole(monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "STORED", tmp_path / "measured" / "speed.jsonl")
+    written = []
+    monkeypatch.setattr(run, "write_section", lambda title, text: written.append(title))
+    monkeypatch.setattr(run, "_needed", lambda *a: None)
+    row = stored("", 1.0, 1000.0) | {"load": 1.0, "norms": [1.0]}
+    monkeypatch.setattr(run, "_child", lambda spec: row)
+    command = ["run", "dpo-lora", "--repeats", "1"]
+    monkeypatch.setattr("sys.argv", [*command, "--only", "polyalign"])
+    run.main()
+    assert written == []
+    monkeypatch.setattr("sys.argv", command)
+    run.main()
+    assert written == ["Speed: DPO, LoRA r=16 on all linear layers"]
+
+
+def test_a_gpu_is_compared_by_seconds_and_a_cpu_by_its_own():
+    rows = [stored("polyalign", x, 1000) for x in (1.0, 2.0, 4.0)]
+    text = tables.render(tables.TABLES["gpu-lora"], rows, 1e11)
+    assert "GFLOP a second" in text
+    assert "CPU seconds a step" not in text
+    assert "4.000 [2.000, 8.000]" in text
+
+
+def test_a_random_model_is_made_once(monkeypatch, tmp_path, smollm2):
+    from polyalign.policies.language import models
+
+    monkeypatch.setattr(models, "cache_folder", lambda: tmp_path)
+    folder = work.model_of("random-llama-tiny")
+    made = models.load_model(folder)
+    assert made.config.num_hidden_layers == 2
+    assert (
+        made.num_parameters()
+        == made.config.vocab_size * 64 + 2 * (64 * (64 + 32 + 32 + 64) + 3 * 64 * 128 + 2 * 64) + 64
+    )
+    assert work.model_of("random-llama-tiny") == folder
+    assert work.model_of("smollm2") == "smollm2"
