@@ -131,6 +131,11 @@ def test_measures_are_arithmetic_and_nothing_else():
         ({"measure": "a.rewards"}, "reward"),
         ({"measure": "b.gain"}, "names a run 'b'"),
         ({"feedback": {"kind": "pears"}}, "pairs"),
+        ({"feedback": {"kind": "margined"}}, "Declare the world with a correlation"),
+        ({"measure": "a.second"}, "Declare the world with a correlation"),
+        ({"feedback": {"kind": "ordered", "n": 8}}, "Declare the world goals"),
+        ({"measure": "a.good_rejected"}, "Declare the world goals"),
+        ({"measure": "a.asked_reward"}, "Declare the world goals"),
     ],
 )
 def test_a_wrong_declaration_is_told_with_the_nearest_right_one(tmp_path, change, said):

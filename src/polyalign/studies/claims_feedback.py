@@ -21,7 +21,7 @@ from polyalign.feedback.records import (
     Scored,
     kind_name,
 )
-from polyalign.studies.claims_worlds import Asked, Desk, called
+from polyalign.studies.claims_worlds import Desk, asked, called, second_reward
 from polyalign.worlds.discrete import Discrete
 from polyalign.worlds.loglinear import LogLinear
 from polyalign.worlds.tiny_lm import TinyLm
@@ -105,15 +105,15 @@ def graded(
 @_offered
 def ordered(*, desk: Desk, seed: int, n: int) -> Sequence[Record]:
     """Pairs with their scores, the higher one preferred, of a desk that can be asked for scores."""
-    assert isinstance(desk, Asked)
+    prompt = asked(desk).asks[0]
     made = graded(desk=desk, seed=seed, n=n, judged=True)
-    return [replace(pair, prompt=desk.asks[0]) for pair in made if isinstance(pair, Pair)]
+    return [replace(pair, prompt=prompt) for pair in made if isinstance(pair, Pair)]
 
 
 @_offered
 def margined(*, desk: Desk, seed: int, n: int | None = None) -> Sequence[Record]:
     """Pairs labelled by the first reward, with the second one's values as ``m_w`` and ``m_l``."""
-    second = _second(desk)
+    second = second_reward(desk)
     return [
         replace(
             p,
@@ -133,22 +133,13 @@ def dimensions(*, desk: Desk, seed: int, n: int | None = None) -> Sequence[Recor
     """
     from polyalign.worlds.discrete import bradley_terry
 
-    second = _second(desk)
+    second = second_reward(desk)
     other = replace(desk.world, reward=second, prefer=bradley_terry(second))
     return [
         replace(p, key=f"{name}:{p.key}", meta={**p.meta, "dimension": name})
         for name, world in (("first", desk.world), ("second", other))
         for p in world.pairs(n, seed)
     ]
-
-
-def _second(desk: Desk) -> Tensor:
-    if desk.second is None:
-        raise OptionError(
-            "This world has one reward, and the feedback reads two.",
-            "Declare the world with a correlation.",
-        )
-    return desk.second
 
 
 @_offered

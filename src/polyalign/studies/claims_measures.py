@@ -19,7 +19,7 @@ from polyalign.feedback.records import Pair, Record
 from polyalign.loops import epochs
 from polyalign.protocols import Policy, Sampling
 from polyalign.studies.claims_feedback import of_kind
-from polyalign.studies.claims_worlds import Asked, Desk
+from polyalign.studies.claims_worlds import Desk, asked, second_reward
 from polyalign.studies.lab import LabRun
 from polyalign.types import Rows
 from polyalign.worlds.discrete import kl_divergence, tilt, total_variation
@@ -82,8 +82,7 @@ def reward(o: Outcome) -> float:
 @_offered
 def second(o: Outcome) -> float:
     """Expected second reward."""
-    assert o.desk.second is not None
-    return float((o.law.exp() * o.desk.second).sum(-1).mean())
+    return float((o.law.exp() * second_reward(o.desk)).sum(-1).mean())
 
 
 @_offered
@@ -142,9 +141,9 @@ def distance(o: Outcome) -> float:
 @_offered
 def attained(o: Outcome) -> float:
     """Share of the possible gain of ``w r_1 + (1-w) r_2 - beta KL`` at the run's own w and beta."""
-    assert o.desk.second is not None
+    other = second_reward(o.desk)
     first, beta = float(o.run.hyper["w"][0]), float(o.run.hyper["beta"])
-    both = first * o.world.reward + (1 - first) * o.desk.second
+    both = first * o.world.reward + (1 - first) * other
 
     def worth(law: Tensor) -> float:
         value = (law.exp() * both).sum(-1) - beta * kl_divergence(law, o.world.start)
@@ -319,8 +318,7 @@ def sampled(o: Outcome) -> float:
 @_offered
 def asked_reward(o: Outcome) -> float:
     """Expected gold reward, asked as the trained policy is to be asked, of a world with scores."""
-    assert isinstance(o.desk, Asked)
-    (prompt,) = _asked(o, o.desk.asks[:1])
+    (prompt,) = _asked(o, asked(o.desk).asks[:1])
     rows = [o.run.policy.encode(prompt, y) for y in o.world.completions]
     with torch.no_grad():
         law = o.run.policy.score(Rows.collate(rows)).logp.double().sum(-1).exp()
@@ -331,10 +329,8 @@ def asked_reward(o: Outcome) -> float:
 def good_rejected(o: Outcome) -> float:
     """Change of log-probability of rejected answers that are good themselves, asked as is due."""
     session = o.run.session
-    assert isinstance(o.desk, Asked)
-    good = [
-        r for r in o.records if isinstance(r, Pair) and r.fields["score_rejected"] >= o.desk.good
-    ]
+    least = asked(o.desk).good
+    good = [r for r in o.records if isinstance(r, Pair) and r.fields["score_rejected"] >= least]
     if not good:
         raise OptionError("No rejected answer is good.", "Declare more pairs.")
 

@@ -68,6 +68,26 @@ class Asked(Desk):
         return NamedFeatures(weight, self.goals, self.features, self.asks)
 
 
+def second_reward(desk: Desk) -> Tensor:
+    """The second reward [X, Y] of a world; OptionError where there is one only."""
+    if desk.second is None:
+        raise OptionError(
+            "This world has one reward, and the claim reads two.",
+            "Declare the world with a correlation.",
+        )
+    return desk.second
+
+
+def asked(desk: Desk) -> Asked:
+    """A desk that can be asked for scores; OptionError where it cannot."""
+    if not isinstance(desk, Asked):
+        raise OptionError(
+            "This world cannot be asked for a score, and the claim reads such answers.",
+            "Declare the world goals.",
+        )
+    return desk
+
+
 Maker = Callable[..., Desk]
 WORLDS: dict[str, Maker] = {}
 """Worlds by the kind that a declaration names."""
