@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from polyalign.engine.cuts import cut
 from polyalign.engine.scoring import Cast
-from polyalign.engine.step import Engine, cut
+from polyalign.engine.step import Engine
 from polyalign.errors import DataError, NeedsError, NumericsError
 from polyalign.feedback.records import Binary, Demonstration, Pair
 from polyalign.feedback.units import assemble, make_units

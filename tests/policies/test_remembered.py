@@ -124,3 +124,55 @@ def test_where_it_would_have_no_effect_it_is_refused(method, options, tmp_path, 
     )
     with pytest.raises(OptionError, match="no effect.*as tdpo does"):
         prepare(declaration_of(method), settings, Silent())
+
+
+def counted(monkeypatch):
+    """The policies that computed states, in order."""
+    plain, seen = LanguagePolicy._computed, []
+
+    def computed(self, rows):
+        seen.append(self)
+        return plain(self, rows)
+
+    monkeypatch.setattr(LanguagePolicy, "_computed", computed)
+    return seen
+
+
+def test_log_probabilities_and_laws_of_a_reference_come_from_one_pass(monkeypatch):
+    policy, reference = two()
+    rows = rows_of()
+    logp, law = reference.score(rows).logp, reference.law(rows)[0]
+    seen = counted(monkeypatch)
+    with reference.once():
+        assert torch.equal(reference.score(rows).logp, logp)
+        assert torch.equal(reference.law(rows)[0], law)
+        assert len(seen) == 1
+        other = rows_of([(7, (5, 9, 1))])
+        assert reference.score(other).logp.shape != logp.shape
+        assert len(seen) == 2
+    reference.score(rows)
+    assert len(seen) == 3  # nothing is kept beyond
+    with policy.once():
+        policy.score(rows).logp.sum().backward()
+        policy.score(rows).logp.sum().backward()
+    assert len(seen) == 5  # a policy that trains computes as ever
+
+
+def test_a_live_objective_asks_its_reference_once_a_batch(monkeypatch):
+    """tdpo and oreo read the reference's log-probabilities and its whole laws."""
+    from polyalign.engine.scoring import Cast, scores
+    from polyalign.types import Batch, needs
+
+    policy, reference = two()
+    rows = rows_of()
+    n = len(rows.mask)
+    batch = Batch(rows, {"own": torch.arange(n)}, torch.ones(n), {}, tuple(map(str, range(n))))
+    asked = needs("own", references=["ref"], signals=["kl(policy|ref)"])
+    cast = Cast(policy, {"ref": reference}, {})
+    seen = counted(monkeypatch)
+    found = scores(cast, batch, asked, ("policy",), grad=True)
+    assert seen == [reference, policy]
+    monkeypatch.undo()
+    assert torch.equal(found.refs["ref"], reference.score(rows).logp)
+    whole = policy.score(rows, asked.signals, against={"ref": reference})
+    assert torch.equal(found.signals["kl(policy|ref)"], whole.signals["kl(policy|ref)"])

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from polyalign import methods
 from polyalign.api import declaration_of
 from polyalign.errors import OptionError
 from polyalign.policies.language.adapters import LoraSpec
@@ -52,6 +53,23 @@ def test_a_limit_that_a_person_set_and_that_cannot_hold_an_example_is_refused():
 
 def test_an_optimizer_counts_by_what_it_keeps():
     assert COSTS.fixed() - replace(COSTS, state=2).fixed() == 6 * COSTS.trainable
+
+
+def test_a_value_network_counts_like_a_second_policy(tmp_path, tiny_llama, monkeypatch):
+    """It has weights, gradients and averages of its own, and is computed in the policy's pass."""
+    found = {name: memory.copies(methods.get(name)()) for name in ("infonca", "dro", "oreo")}
+    assert found == {"infonca": (0, 0), "dro": (1, 1), "oreo": (1, 1)}
+    monkeypatch.setattr(memory, "used", lambda device: 1 << 30)
+    data = tmp_path / "scored.jsonl"
+    row = {"prompt": "say it", "completions": ["a b c", "d"], "scores": [1, 0]}
+    data.write_text(json.dumps(row) + "\n", "utf-8")
+    bytes_of = {}
+    for name in ("infonca", "dro"):
+        config = kit.config(name, tiny_llama, data, tmp_path / name, max_steps=1, micro=64)
+        ready = prepare(declaration_of(name), config, Silent())
+        bytes_of[name] = ready.plan["memory_bytes"]
+    trainable = sum(p.numel() for p in ready.policy.trainable().values())
+    assert bytes_of["dro"] - bytes_of["infonca"] >= 16 * trainable
 
 
 def test_a_container_has_what_its_limit_leaves_and_processes_share_it(tmp_path, monkeypatch):

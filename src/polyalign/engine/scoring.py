@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -75,11 +75,14 @@ def scores(cast: Cast, batch: Batch, needs: Needs, trains: Sequence[str], grad: 
     own = grad and "policy" in trains
     # Constants first: what they need meanwhile is gone when the policy's activations are kept.
     refs = dict(batch.refs)
-    with torch.no_grad():
-        for name in sorted(needs.references - set(refs)):
-            refs[name] = cast.references[name].score(batch.rows, frozenset(), batch.draws).logp
-    with nullcontext() if own else torch.no_grad():
-        scored = cast.policy.score(batch.rows, frozenset(want), batch.draws, against)
+    with ExitStack() as passes:
+        for reference in against.values():
+            passes.enter_context(getattr(reference, "once", nullcontext)())
+        with torch.no_grad():
+            for name in sorted(needs.references - set(refs)):
+                refs[name] = cast.references[name].score(batch.rows, frozenset(), batch.draws).logp
+        with nullcontext() if own else torch.no_grad():
+            scored = cast.policy.score(batch.rows, frozenset(want), batch.draws, against)
     signals = dict(scored.signals)
     device = scored.logp.device
     for name in needs.signals & set(cast.modules):
@@ -97,6 +100,20 @@ def scores(cast: Cast, batch: Batch, needs: Needs, trains: Sequence[str], grad: 
         modules=cast.modules,
         segment=None if batch.rows.segment is None else batch.rows.segment.to(device),
         draws={name: value.to(device) for name, value in _drawn(batch, needs).items()},
+    )
+
+
+def constant(scored: Scores, trains: Sequence[str]) -> Scores:
+    """The scores as an update sees them that trains ``trains`` alone: all else has no gradient."""
+
+    def seen(name: str, value: Tensor) -> Tensor:
+        owner = name if name in scored.modules else "policy"
+        return value if owner in trains else value.detach()
+
+    return replace(
+        scored,
+        logp=seen("policy", scored.logp),
+        signals={name: seen(name, value) for name, value in scored.signals.items()},
     )
 
 

@@ -7,6 +7,8 @@ or spread over processes changes neither loss nor gradient.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,19 +16,21 @@ import torch
 from torch import Tensor
 
 from polyalign.engine import processes, sharding
+from polyalign.engine.cuts import cut, decisions
 from polyalign.engine.scoring import (
     Cast,
     attach,
     blank,
     check_finite,
     concatenate,
+    constant,
     scores,
     strip,
     training_only,
 )
 from polyalign.errors import NumericsError
 from polyalign.recipe import Update
-from polyalign.types import Batch, Loss, Scores, State, Stateful, Term
+from polyalign.types import Batch, Loss, Needs, Scores, State, Stateful, Term
 
 
 @dataclass
@@ -61,61 +65,6 @@ class Tally:
         )
         flat = processes.total(flat)
         return {n: float(s / w) for n, (s, w) in zip(names, flat, strict=True) if float(w) > 0}
-
-
-def cut(batch: Batch, budget: int | None) -> list[Tensor]:
-    """Units in the fewest micro-batches of at most ``budget`` decisions each, of like size.
-
-    A decision is a place to compute: a context counts once for all units of a micro-batch that
-    share it, and such units stay together. A unit larger than the budget stands alone. None: one
-    micro-batch.
-    """
-    count = len(batch)
-    if budget is None or count <= 1:
-        return [torch.arange(count)]
-    sized: list[tuple[int, list[int]]] = []
-    for shared, units in _sharing(batch).items():
-        context = sum(_size(batch.rows.contexts[c]) for c in shared)
-        size = context
-        held: list[int] = []
-        for unit, steps in units:
-            if held and size + steps > budget:
-                sized.append((size, held))
-                size, held = context, []
-            size, held = size + steps, [*held, unit]
-        sized.append((size, held))
-    sized.sort(key=lambda item: -item[0])
-    total = sum(size for size, _ in sized)
-    for parts in range(max(-(-total // budget), 1), len(sized) + 1):
-        used = [0] * parts
-        out: list[list[int]] = [[] for _ in used]
-        for size, held in sized:
-            least = used.index(min(used))
-            used[least] += size
-            out[least] += held
-        if max(used) <= max(budget, sized[0][0]):
-            break
-    else:
-        out = [held for _, held in sized]
-    return [torch.tensor(part) for part in out if part]
-
-
-def _sharing(batch: Batch) -> dict[tuple[int, ...], list[tuple[int, int]]]:
-    """Units, and the steps of their rows, by the contexts that they need."""
-    steps = batch.rows.mask.shape[1] - batch.rows.mask.flip(1).int().argmax(1)
-    lengths = torch.where(batch.rows.mask.any(1), steps, 0).tolist()
-    context_of = batch.rows.context.tolist()
-    members = [index.reshape(len(batch), -1).tolist() for index in batch.roles.values()]
-    found: dict[tuple[int, ...], list[tuple[int, int]]] = {}
-    for unit in range(len(batch)):
-        rows = {i for role in members for i in role[unit] if i >= 0}
-        contexts = tuple(sorted({context_of[i] for i in rows}))
-        found.setdefault(contexts, []).append((unit, sum(lengths[i] for i in rows)))
-    return found
-
-
-def _size(context: object) -> int:
-    return len(context) if isinstance(context, tuple) else 1
 
 
 def total_loss(loss: Loss, denominators: Mapping[str, float]) -> Tensor:
@@ -160,35 +109,57 @@ class Engine:
 
         Raises :class:`NumericsError` naming the example when a number is not finite.
         """
-        with training_only(self.cast.modules, update.trains):
-            state = self._before(update, batch, state)
-            if update.objective.needs.couples == "batch":
-                return self._coupled(update, batch, state, grad=True), state
-            return self._separable(update, batch, state, grad=True), state
+        ((report, state),) = self.backward_all((update,), batch, (state,))
+        return report, state
+
+    def backward_all(
+        self, updates: Sequence[Update], batch: Batch, states: Sequence[State]
+    ) -> list[tuple[Report, State]]:
+        """Add the gradients of several updates, all at the parameters as they are now.
+
+        Updates that read the same rows, unit by unit, are scored and back-propagated in one pass,
+        each seeing as constant what it does not train.
+        """
+        if _one_pass(updates):
+            with training_only(self.cast.modules, _Asked.of(*updates).trains):
+                reports = self._separable(updates, batch, states, grad=True)
+            return list(zip(reports, states, strict=True))
+        found = []
+        for update, state in zip(updates, states, strict=True):
+            with training_only(self.cast.modules, update.trains):
+                state = self._before(update, batch, state)
+                if update.objective.needs.couples == "batch":
+                    report = self._coupled(update, batch, state, grad=True)
+                else:
+                    (report,) = self._separable((update,), batch, (state,), grad=True)
+            found.append((report, state))
+        return found
 
     def evaluate(self, update: Update, batch: Batch, state: State) -> Report:
         """Loss and metrics of an update over a batch, without gradient and without a new state."""
         with training_only(self.cast.modules, ()):
             state = self._before(update, batch, state)
-            run = self._coupled if update.objective.needs.couples == "batch" else self._separable
-            return run(update, batch, state, grad=False)
+            if update.objective.needs.couples == "batch":
+                return self._coupled(update, batch, state, grad=False)
+            return self._separable((update,), batch, (state,), grad=False)[0]
 
     def _before(self, update: Update, batch: Batch, state: State) -> State:
         objective = update.objective
         if not isinstance(objective, Stateful) or objective.needs.couples != "statistics":
             return state
-        needs = objective.needs
+        asked = _Asked.of(update)
+        needs = asked.needs
         roles = needs.statistics or needs.roles
         cuts = [batch.take(units, roles) for units in cut(batch, self.budget)]
         idle = self._idle(cuts)
-        parts = [self._score(update, part, grad=False) for part in cuts]
-        self._keep_step(update, cuts, idle, grad=False)
+        parts = [self._score(asked, part, grad=False) for part in cuts]
+        self._keep_step(asked, cuts, idle, grad=False)
         shares = processes.gather(strip(concatenate(parts)))
         with torch.no_grad():
             return objective.before(attach(concatenate(shares), self.cast.modules), state)
 
-    def _score(self, update: Update, part: Batch, grad: bool) -> Scores:
-        scored = scores(self.cast, part, update.objective.needs, update.trains, grad)
+    def _score(self, asked: _Asked, part: Batch, grad: bool) -> Scores:
+        scored = scores(self.cast, part, asked.needs, asked.trains, grad)
         check_finite(scored, part)
         return scored
 
@@ -198,58 +169,82 @@ class Engine:
         """
         return sharding.missing(parts) if sharding.in_lockstep(self.cast.policy) else 0
 
-    def _keep_step(self, update: Update, parts: Sequence[Batch], idle: int, grad: bool) -> None:
+    def _keep_step(self, asked: _Asked, parts: Sequence[Batch], idle: int, grad: bool) -> None:
         """Ask the policy ``idle`` times for nothing."""
         for _ in range(idle):
-            scored = self._score(update, parts[-1].take(torch.tensor([0])), grad)
+            scored = self._score(asked, parts[-1].take(torch.tensor([0])), grad)
             if scored.logp.requires_grad:
                 (0.0 * scored.logp).sum().backward()
 
-    def _separable(self, update: Update, batch: Batch, state: State, grad: bool) -> Report:
+    def _separable(
+        self, updates: Sequence[Update], batch: Batch, states: Sequence[State], grad: bool
+    ) -> list[Report]:
         """Units do not touch: each micro-batch is scored and back-propagated by itself."""
-        objective, needs = update.objective, update.objective.needs
+        asked = _Asked.of(*updates)
+        needs = asked.needs
         parts = [batch.take(units, needs.roles) for units in cut(batch, self.budget)]
-        denominators: dict[str, float] | None = None
+        denominators: list[dict[str, float]] = []
         # All processes must ask for the same sums in the same order.
         several = processes.largest(len(parts)) > 1
         idle = self._idle(parts)
+
+        def losses(scored: Scores) -> list[Loss]:
+            if len(updates) == 1:
+                return [updates[0].objective(scored, states[0])]
+            return [
+                update.objective(constant(scored, update.trains), state)
+                for update, state in zip(updates, states, strict=True)
+            ]
+
         if several:
             with torch.no_grad():
                 # Modules that objectives call want real shapes; all else is satisfied with zeros.
                 blanks = [
-                    objective(
-                        self._score(update, part, grad=False)
+                    losses(
+                        self._score(asked, part, grad=False)
                         if needs.modules
-                        else blank(self.cast, part, needs),
-                        state,
+                        else blank(self.cast, part, needs)
                     )
                     for part in parts
                 ]
             if needs.modules:
-                self._keep_step(update, parts, idle, grad=False)
-            denominators = _weights(blanks)
-        tally, value, seen = Tally(), 0.0, []
+                self._keep_step(asked, parts, idle, grad=False)
+            denominators = [_weights(column) for column in zip(*blanks, strict=True)]
+        tallies = [Tally() for _ in updates]
+        values = [0.0] * len(updates)
+        seen: list[list[Loss]] = []
         for part in parts:
-            scored = self._score(update, part, grad)
-            loss = objective(scored, state)
-            if denominators is None:
-                denominators = _weights([loss])
-            share = total_loss(loss, denominators)
-            if not bool(torch.isfinite(share)):
+            made = losses(self._score(asked, part, grad))
+            denominators = denominators or [_weights([loss]) for loss in made]
+            shares = [total_loss(*pair) for pair in zip(made, denominators, strict=True)]
+            if not all(bool(torch.isfinite(share)) for share in shares):
                 raise NumericsError(
                     f"The loss of examples {', '.join(part.keys[:3])} is not finite.",
                     "Lower the learning rate or use dtype=float32.",
                 )
-            if grad and share.requires_grad:
-                share.backward()
-            value += float(share.detach())
-            seen.append(Loss(tuple(Term(t.weight, t.weight, 1.0, t.name) for t in loss.terms)))
-            for name, term in loss.metrics.items():
-                tally.add(name, term)
-        self._keep_step(update, parts, idle, grad)
+            moved = [share for share in shares if share.requires_grad]
+            if grad and moved:
+                torch.autograd.backward(moved)
+            values = [v + float(share.detach()) for v, share in zip(values, shares, strict=True)]
+            for loss, tally in zip(made, tallies, strict=True):
+                for name, term in loss.metrics.items():
+                    tally.add(name, term)
+            seen.append(
+                [
+                    Loss(tuple(Term(t.weight, t.weight, 1.0, t.name) for t in loss.terms))
+                    for loss in made
+                ]
+            )
+        self._keep_step(asked, parts, idle, grad)
         if several:
-            _same(denominators or {}, _weights(seen))
-        return self._report(value, tally, parts)
+            for expected, column in zip(denominators, zip(*seen, strict=True), strict=True):
+                _same(expected, _weights(column))
+        # What is computed once is counted once.
+        work = [sum(decisions(part) for part in parts), *[0] * (len(updates) - 1)]
+        return [
+            self._report(value, tally, tokens)
+            for value, tally, tokens in zip(values, tallies, work, strict=True)
+        ]
 
     def _coupled(self, update: Update, batch: Batch, state: State, grad: bool) -> Report:
         """Units touch: the objective sees the whole step's scores as leaves, once.
@@ -257,12 +252,12 @@ class Engine:
         Where the step is one micro-batch of one process, gradients flow directly; otherwise the
         leaves' gradients are back-propagated by a second pass over the micro-batches.
         """
-        objective, needs = update.objective, update.objective.needs
-        parts = [batch.take(units, needs.roles) for units in cut(batch, self.budget)]
+        objective, asked = update.objective, _Asked.of(update)
+        parts = [batch.take(units, asked.needs.roles) for units in cut(batch, self.budget)]
         direct = len(parts) == 1 and processes.count() == 1
         idle = self._idle(parts)
-        first = [self._score(update, part, grad and direct) for part in parts]
-        self._keep_step(update, parts, idle, grad=False)
+        first = [self._score(asked, part, grad and direct) for part in parts]
+        self._keep_step(asked, parts, idle, grad=False)
         own = strip(concatenate(first))
         shares = processes.gather(_detached(own)) if processes.count() > 1 else [own]
         if not direct:
@@ -279,18 +274,18 @@ class Engine:
         if grad and value.requires_grad:
             value.backward()
             if not direct:
-                self._second_pass(update, parts, first, own)
-                self._keep_step(update, parts, idle, grad)
+                self._second_pass(asked, parts, first, own)
+                self._keep_step(asked, parts, idle, grad)
         share = float(value.detach()) / processes.count()
-        return self._report(share, tally, parts)
+        return self._report(share, tally, sum(decisions(part) for part in parts))
 
     def _second_pass(
-        self, update: Update, parts: Sequence[Batch], first: Sequence[Scores], leaves: Scores
+        self, asked: _Asked, parts: Sequence[Batch], first: Sequence[Scores], leaves: Scores
     ) -> None:
         start = 0
         for part, before in zip(parts, first, strict=True):
             stop, t = start + before.logp.shape[0], before.logp.shape[1]
-            scored = self._score(update, part, grad=True)
+            scored = self._score(asked, part, grad=True)
             pairs = [(scored.logp, _slice(leaves.logp, start, stop, t))]
             for name, leaf in leaves.signals.items():
                 pairs.append((scored.signals[name], _slice(leaf, start, stop, t)))
@@ -299,15 +294,34 @@ class Engine:
                 torch.autograd.backward([o for o, _ in outputs], [g for _, g in outputs])
             start = stop
 
-    def _report(self, share: float, tally: Tally, parts: Sequence[Batch]) -> Report:
-        tokens = sum(_decisions(part) for part in parts)
+    def _report(self, share: float, tally: Tally, tokens: int) -> Report:
         flat = processes.total(torch.tensor([share, float(tokens)], dtype=torch.float64))
         return Report(float(flat[0]), tally.means(), int(flat[1]))
 
 
-def _decisions(part: Batch) -> int:
-    contexts = sum(len(c) if isinstance(c, tuple) else 1 for c in part.rows.contexts)
-    return contexts + int(part.rows.mask.sum())
+@dataclass(frozen=True)
+class _Asked:
+    """What updates of one pass read and train together."""
+
+    needs: Needs
+    trains: tuple[str, ...]
+
+    @classmethod
+    def of(cls, *updates: Update) -> _Asked:
+        needs = functools.reduce(operator.or_, (update.objective.needs for update in updates))
+        return cls(needs, tuple({name: None for update in updates for name in update.trains}))
+
+
+def _one_pass(updates: Sequence[Update]) -> bool:
+    """Whether updates can share a pass: several, of the same rows, unit by unit, and none calls a
+    module itself (which would train for all of them).
+    """
+    needs = [update.objective.needs for update in updates]
+    return (
+        len(needs) > 1
+        and all(one.couples == "unit" and not one.modules for one in needs)
+        and len({one.roles for one in needs}) == 1
+    )
 
 
 def _detached(scored: Scores) -> Scores:

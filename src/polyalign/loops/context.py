@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from polyalign.engine.step import cut
+from polyalign.engine.cuts import cut
 from polyalign.feedback.records import Pair
 from polyalign.feedback.units import Unit, assemble
 from polyalign.protocols import Policy

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from polyalign.engine import processes
+from polyalign.engine.cuts import cut
 from polyalign.engine.scoring import live
-from polyalign.engine.step import cut
 from polyalign.errors import NeedsError
 from polyalign.protocols import Policy
 from polyalign.recipe import Reference, Stage

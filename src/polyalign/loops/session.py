@@ -258,14 +258,15 @@ class Session:
         scale = factor(self.settings.schedule, position["stage_step"], steps, self.settings.warmup)
         row: dict[str, float] = {}
         for group in [due] if stage.together else [[one] for one in due]:
-            reports = []
-            for i, update in group:
-                report, self.states[i] = self.engine.backward(update, batch, self.states[i])
-                reports.append((update, report))
+            updates = [update for _, update in group]
+            states = [self.states[i] for i, _ in group]
+            found = self.engine.backward_all(updates, batch, states)
+            for (i, _), (_, state) in zip(group, found, strict=True):
+                self.states[i] = state
             for name in sorted({name for _, update in group for name in update.trains}):
                 norm = self._move(name, scale)
                 row["grad_norm" if name == "policy" else f"grad_norm/{name}"] = norm
-            for update, report in reports:
+            for update, (report, _) in zip(updates, found, strict=True):
                 row.update(_named(update, report))
                 position["tokens"] += report.tokens
         self._follow(stage)

@@ -219,6 +219,23 @@ def asked(stage: Stage, config: TrainConfig) -> bool:
     return bool(names(stage)) and not (first(config, True) and scorable(stage))
 
 
+def copies(method: Method) -> tuple[int, int]:
+    """Modules that hold a copy of what the policy trains, at most at a time, and how many of them
+    compute in one pass with the policy.
+    """
+    held = computed = 0
+    for stage in method.stages:
+        modules = {
+            name
+            for name, module in stage.modules.items()
+            if module.kind == "value" and module.options.get("trunk", "copy") == "copy"
+        }
+        trained = {n for update in stage.updates for n in update.trains} & modules
+        held = max(held, len(modules))
+        computed = max(computed, len(trained) if stage.together else 0)
+    return held, computed
+
+
 def served(config: TrainConfig, device: str, weights: int) -> int:
     """Bytes that another sampler takes beside the policy: its share of a GPU, or what it holds."""
     if config.sampler == "own":
@@ -250,15 +267,17 @@ def budget_of(
     vocabulary = int(policy.trunk.config.vocab_size)
     parts = processes.count() if config.fsdp else 1
     held = facts.full and (config.fsdp or any(asked(stage, config) for stage in method.stages))
+    beside, computed = copies(method)
     costs = Costs(
         now=used(facts.device)
         + FIRST_STEP
         + served(config, facts.device, weights)
-        + held * weights // parts,
-        per_token=per_token,
-        inputs=facts.hidden * facts.layers * policy.model.dtype.itemsize,
+        + held * weights // parts
+        + beside * 4 * facts.trainable,
+        per_token=(1 + computed) * per_token,
+        inputs=(1 + computed) * facts.hidden * facts.layers * policy.model.dtype.itemsize,
         layers=facts.layers,
-        trainable=facts.trainable // parts,
+        trainable=(1 + beside) * facts.trainable // parts,
         head=buffers(facts.device, vocabulary, any(u.objective.needs.signals for u in updates)),
         state=STATE.get(config.optimizer, 8),
     )

@@ -18,7 +18,7 @@ from polyalign.policies.language.cache import TokenCache
 from polyalign.policies.language.defaults import dtype_of, template_of
 from polyalign.policies.language.layout import lay, passes
 from polyalign.policies.language.logprobs import Head, token_quantities
-from polyalign.policies.language.remembered import Remembered
+from polyalign.policies.language.remembered import Once, Remembered, once
 from polyalign.policies.language.saving import write
 from polyalign.policies.language.signals import AGAINST, LAW, ROW, two_laws
 from polyalign.policies.language.stop_words import stop_words
@@ -57,8 +57,8 @@ class LanguagePolicy:
         self.live = live
         self.quantize = quantize
         """How the base was quantised when it was loaded, so that :meth:`save` can note it."""
-        self.remembered: Remembered | None = None
-        """Where a constant's states are kept (:meth:`remember`)."""
+        self.remembered: Remembered | Once | None = None
+        """Where a constant's states are kept (:meth:`remember`, :meth:`once`)."""
         self.sampler: Vllm | None = None
         """What draws instead of our own sampling; constants made of this policy share it."""
         self._stop_words: Tensor | None = None
@@ -225,8 +225,7 @@ class LanguagePolicy:
         own, found = self._asked(compute)
 
         def placed(values: Tensor) -> Tensor:
-            out = values.new_zeros(n * t)
-            return out.index_put((own,), values).reshape(n, t)
+            return values.new_zeros(n * t).index_put((own,), values).reshape(n, t)
 
         signals = {name: placed(found[name]) for name in want - ROW}
         for name in want & ROW:
@@ -264,6 +263,8 @@ class LanguagePolicy:
         """
         return self._asked(lambda: self._states(rows))
 
+    once = once
+
     def remember(self, folder: Path, dtype: str) -> None:
         """Keep this constant's states in a folder, as a dtype, and read them there from now on."""
         self.remembered = Remembered(folder, dtype_of(dtype, self.device), processes.rank())
@@ -288,8 +289,7 @@ class LanguagePolicy:
             states.append((0.0 * self.trunk.states(idle))[:0])
             places.append(idle.own[:0])
         if not states:
-            nothing = torch.zeros(0, dtype=torch.long, device=self.device)
-            return self.trunk.no_states(), nothing
+            return self.trunk.no_states(), torch.zeros(0, dtype=torch.long, device=self.device)
         own = torch.cat(places)
         order = own.argsort()
         return torch.cat(states)[order], own[order]

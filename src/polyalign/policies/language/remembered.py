@@ -1,4 +1,5 @@
-"""A constant policy's states on disk, so that its whole law can be read again without computing it.
+"""A constant policy's states, so that its whole law can be read again without computing it: on disk
+over a run (:class:`Remembered`), and of the rows at hand while they are scored (:func:`once`).
 
 A law over V tokens is the head's product with H numbers: these are kept, V/H times fewer than
 logits. A row is known by a hash of its context, steps and mask. Entries are appended as they are
@@ -11,9 +12,10 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -117,3 +119,36 @@ class Remembered:
             f"The reference's states cannot be written to {self.states_file} ({error.strerror}).",
             "Free space there, or leave reference_states out (it is then computed at every step).",
         )
+
+
+class Once:
+    """States of the rows that are asked for again, in memory; ``beyond`` is where they are else."""
+
+    def __init__(self, beyond: Remembered | Once | None) -> None:
+        self.beyond = beyond
+        self.seen: dict[int, tuple[Rows, tuple[Tensor, Tensor]]] = {}
+
+    def states(self, rows: Rows, compute: Compute) -> tuple[Tensor, Tensor]:
+        """What ``compute`` gives for the rows, computed once."""
+        if id(rows) not in self.seen:
+            found = compute(rows) if self.beyond is None else self.beyond.states(rows, compute)
+            self.seen[id(rows)] = rows, found  # the rows too, so that their id stays theirs
+        return self.seen[id(rows)][1]
+
+
+class _Policy(Protocol):
+    live: bool
+    remembered: Remembered | Once | None
+
+
+@contextmanager
+def once(policy: _Policy) -> Iterator[None]:
+    """Within, a constant computes the states of the same rows once: its log-probabilities and its
+    whole law are of the same pass. A policy that trains computes as ever.
+    """
+    before = policy.remembered
+    policy.remembered = before if policy.live else Once(before)
+    try:
+        yield
+    finally:
+        policy.remembered = before
