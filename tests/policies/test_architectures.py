@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from polyalign.errors import ModelError
 from polyalign.policies.language import fused
 from polyalign.policies.language.adapters import LoraSpec
 from polyalign.policies.language.layout import passes
@@ -198,3 +199,24 @@ def test_twenty_steps_of_training_have_the_losses_of_the_plain_path():
     assert losses[0][0] == pytest.approx(0.6931472, abs=1e-6)
     assert losses[0][-1] < 0.6
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+@pytest.mark.parametrize("decoder", [True, False])
+def test_a_model_that_sees_later_tokens_is_refused(decoder):
+    """An encoder loads as a causal language model too, and only warns."""
+    from transformers import BertConfig, BertLMHeadModel
+
+    from polyalign.policies.language.policy import LanguagePolicy
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=340, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=4, max_position_embeddings=128, is_decoder=decoder,
+        initializer_range=0.3,
+    )  # fmt: skip
+    policy = LanguagePolicy(BertLMHeadModel(config).eval(), tiny.tokenizer())
+    if decoder:
+        assert float(policy.score(rows_of()).logp.detach().sum()) < 0
+    else:
+        with pytest.raises(ModelError, match=r"sees tokens that come later.*is_decoder"):
+            policy.score(rows_of())

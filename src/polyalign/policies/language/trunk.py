@@ -11,12 +11,14 @@ import contextlib
 import inspect
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from polyalign.errors import ModelError
 from polyalign.policies.language import attention, fused
 from polyalign.policies.language.layout import Kind, Laid, lay
 from polyalign.policies.language.logprobs import Head, token_quantities
@@ -163,6 +165,7 @@ class Trunk:
         if not bool((self._logp(rows, "plain") - whole).abs().max() <= tolerance):
             fused.switch(self.model, False)
             log.info("%s: its own modules, as ours differ.", type(self.model).__name__)
+        self._check_causal(rows, whole, tolerance)
         self.splits = splits
         if self.splits:
             self.splits = bool((self._logp(rows, "plain") - whole).abs().max() <= tolerance)
@@ -172,6 +175,23 @@ class Trunk:
                     type(self.model).__name__,
                 )
         return self._best(rows, tolerance)
+
+    def _check_causal(self, rows: Rows, logp: Tensor, tolerance: float) -> None:
+        """Raise :class:`ModelError` where other tokens at a row's end change what comes before."""
+        steps = rows.steps.clone()
+        last = rows.mask.sum(1) - 1
+        each = torch.arange(len(steps))
+        for at in (last, last - 1):  # the last is not laid out
+            steps[each, at] = (steps[each, at] + 1) % self.config.vocab_size
+        before = rows.mask & (torch.arange(steps.shape[1]) < (last - 1).unsqueeze(1))
+        gap = (self._logp(replace(rows, steps=steps), "plain") - logp).abs()
+        if not bool(gap[before[rows.mask].to(gap.device)].max() <= tolerance):
+            raise ModelError(
+                f"{type(self.model).__name__} sees tokens that come later, so it gives no "
+                "probability of an answer word by word.",
+                "Use a causal language model (a folder of an encoder may want "
+                '"is_decoder": true in its config.json).',
+            )
 
     def _best(self, rows: Rows, tolerance: float) -> Kind:
         """The first layout that gives the same numbers as one sequence a row."""
