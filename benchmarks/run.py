@@ -114,13 +114,9 @@ def stored(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     if not STORED.exists():
         return []
     rows = [json.loads(text) for text in STORED.read_text("utf-8").splitlines()]
-    wanted = _spec(TABLES[name], args)
-    return [
-        r
-        for r in rows
-        if r["table"] == name
-        and all(r["spec"].get(k) == v for k, v in wanted.items() if k not in ("method", "hyper"))
-    ]
+    common = _spec(TABLES[name], args)
+    wanted = {line.name: common | line.spec | {"side": line.side} for line in TABLES[name].lines}
+    return [r for r in rows if r["table"] == name and r["spec"] == wanted.get(r["line"])]
 
 
 def _child(spec: dict[str, Any]) -> dict[str, Any]:

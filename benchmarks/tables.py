@@ -133,6 +133,10 @@ TABLES: dict[str, Table] = {
                     "LoRA, contexts of 1500 tokens, checkpointing",
                     {"options": {**LONG, "checkpointing": True}, "made": [1500, 60]},
                 ),
+                (
+                    "LoRA, contexts of 1500 tokens, memory=1700MB",
+                    {"options": {**LONG, "memory": "1700MB"}, "made": [1500, 60]},
+                ),
                 ("all weights", {"options": {"full": True}}),
                 ("all weights, checkpointing", {"options": {"full": True, "checkpointing": True}}),
             )

@@ -86,6 +86,12 @@ def test_what_is_stored_is_not_measured_again(monkeypatch, tmp_path):
     run.measure("sampling", tables.TABLES["sampling"], args)
     assert len(asked) == 10
     assert len([json.loads(x) for x in run.STORED.read_text().splitlines()]) == 10
+    # A line's own settings go over the table's, in what is measured and in what is found.
+    args = run._parser().parse_args(["quantised", "--repeats", "1"])
+    for _ in range(2):
+        run.measure("quantised", tables.TABLES["quantised"], args)
+    assert len(asked) == 15
+    assert len(run.stored("quantised", args)) == 5
 
 
 @pytest.mark.parametrize("name", tables.TABLES)

@@ -13,6 +13,7 @@ import torch
 
 from polyalign import methods
 from polyalign.api import declaration_of
+from polyalign.engine import heap
 from polyalign.errors import OptionError
 from polyalign.policies.language.adapters import LoraSpec
 from polyalign.policies.language.kept import bytes_per_token
@@ -70,6 +71,29 @@ def test_a_value_network_counts_like_a_second_policy(tmp_path, tiny_llama, monke
         bytes_of[name] = ready.plan["memory_bytes"]
     trainable = sum(p.numel() for p in ready.policy.trainable().values())
     assert bytes_of["dro"] - bytes_of["infonca"] >= 16 * trainable
+
+
+def test_where_large_blocks_are_kept_apart_less_is_lost_between_them():
+    wide = budget(COSTS, FIXED + 160 * 300, 200, 5000, device="cpu")
+    apart = budget(replace(COSTS, spare=1.3), FIXED + 160 * 300, 200, 5000, device="cpu")
+    assert apart.micro == 160 * 300 // 130 > wide.micro
+
+
+def test_a_stated_threshold_of_blocks_decides(monkeypatch):
+    for told, held in (("65536", True), (str(heap.LARGE), True), (str(heap.LARGE + 1), False)):
+        monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", told)
+        heap.apart.cache_clear()
+        assert heap.apart() is held
+    heap.apart.cache_clear()
+
+
+@pytest.mark.parametrize("platform", ["darwin", "win32"])
+def test_a_c_library_that_knows_no_threshold_is_left_alone(monkeypatch, platform):
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
+    monkeypatch.setattr(heap.sys, "platform", platform)
+    heap.apart.cache_clear()
+    assert heap.apart() is False
+    heap.apart.cache_clear()
 
 
 def test_a_container_has_what_its_limit_leaves_and_processes_share_it(tmp_path, monkeypatch):

@@ -30,8 +30,9 @@ SHARE = 0.8
 STATE = {"adamw_8bit": 2, "rmsprop": 4, "sgd": 0}
 """Bytes that an optimizer keeps of a trained number; elsewhere 8, two moments in float32."""
 
-SPARE = 1.6
-"""What the backward pass and gaps between blocks of memory take beside what the forward pass kept,
+SPARE, APART = 1.6, 1.3
+"""How often what the forward pass kept is taken at the peak, with what the backward pass needs and
+gaps between blocks of memory; and where large blocks are kept apart (:mod:`polyalign.engine.heap`),
 as measured (`python -m benchmarks.run memory`)."""
 
 FIRST_STEP = 64 << 20
@@ -41,8 +42,8 @@ FIRST_STEP = 64 << 20
 @dataclass(frozen=True)
 class Costs:
     """Bytes, measured: used ``now`` with the model loaded, kept ``per_token``, the layers' inputs
-    of a token (``inputs``), ``trainable`` numbers, what the output head holds at once, and the
-    optimizer's ``state`` of a trained number.
+    of a token (``inputs``), ``trainable`` numbers, what the output head holds at once, the
+    optimizer's ``state`` of a trained number, and how many times what is kept is taken (``spare``).
     """
 
     now: int
@@ -52,6 +53,7 @@ class Costs:
     trainable: int
     head: int
     state: int = 8
+    spare: float = SPARE
 
     def fixed(self) -> int:
         """What does not grow with the micro-batch: the model, gradients, averages, the head."""
@@ -62,7 +64,7 @@ class Costs:
         kept = self.per_token
         if checkpointing:
             kept = self.inputs + self.per_token // max(self.layers, 1)
-        return int(SPARE * kept)
+        return int(self.spare * kept)
 
     def peak(self, tokens: int, checkpointing: bool) -> int:
         """With micro-batches of ``tokens``; a checkpoint is written from a copy of what trains."""
@@ -256,7 +258,7 @@ def budget_of(
     old: Mapping[str, Any],
 ) -> Budget:
     """The micro-batch that fits, by what the loaded model keeps; that of ``old`` stays."""
-    from polyalign.engine import processes
+    from polyalign.engine import heap, processes
     from polyalign.policies.language.kept import bytes_per_token
     from polyalign.policies.language.logprobs import buffers
 
@@ -280,6 +282,8 @@ def budget_of(
         trainable=(1 + beside) * facts.trainable // parts,
         head=buffers(facts.device, vocabulary, any(u.objective.needs.signals for u in updates)),
         state=STATE.get(config.optimizer, 8),
+        # It costs time, so it is done where memory is short.
+        spare=APART if config.memory and facts.device == "cpu" and heap.apart() else SPARE,
     )
     largest = facts.survey.largest
     checkpointing = config.checkpointing
