@@ -96,7 +96,7 @@ TABLES: dict[str, Table] = {
         {"work": "sample", "prompts": 32, "n": 8, "new": 64, "stops": []},
         (
             Line("polyalign", "polyalign"),
-            *(Line(f"generate, {n} rows", "generate", {"rows": n}) for n in (32, 64, 128, 256)),
+            *(Line(f"generate, {n} rows", "generate", {"rows": n}) for n in (16, 32, 64, 128)),
         ),
         unit="tokens",
     ),
@@ -105,7 +105,7 @@ TABLES: dict[str, Table] = {
         {"work": "sample", "prompts": 32, "n": 8, "new": 64, "stops": [2, 28, 30, 198]},
         (
             Line("polyalign", "polyalign"),
-            *(Line(f"generate, {n} rows", "generate", {"rows": n}) for n in (64, 256)),
+            *(Line(f"generate, {n} rows", "generate", {"rows": n}) for n in (16, 32, 64, 256)),
         ),
         unit="tokens",
     ),
@@ -114,7 +114,7 @@ TABLES: dict[str, Table] = {
         {"work": "sample", "prompts": 32, "n": 8, "new": 64, "stops": [], "lora": True},
         (
             Line("polyalign", "polyalign"),
-            *(Line(f"generate, {n} rows", "generate", {"rows": n}) for n in (64, 128)),
+            *(Line(f"generate, {n} rows", "generate", {"rows": n}) for n in (16, 32, 64)),
         ),
         unit="tokens",
     ),

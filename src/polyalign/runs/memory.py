@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -263,6 +263,9 @@ def budget_of(
     from polyalign.policies.language.logprobs import buffers
 
     per_token = bytes_per_token(policy)
+    checkpointing = config.checkpointing
+    if checkpointing is None:
+        checkpointing = old.get("checkpointing")
     updates = [update for stage in method.stages for update in stage.updates]
     # What is asked while it trains is held whole; an adapter's start shares the base.
     weights = sum(p.numel() * p.element_size() for p in policy.model.parameters())
@@ -282,11 +285,11 @@ def budget_of(
         trainable=(1 + beside) * facts.trainable // parts,
         head=buffers(facts.device, vocabulary, any(u.objective.needs.signals for u in updates)),
         state=STATE.get(config.optimizer, 8),
-        # It costs time, so it is done where memory is short.
-        spare=APART if config.memory and facts.device == "cpu" and heap.apart() else SPARE,
     )
+    # It costs time, so it is done where memory is short.
+    if (config.memory or checkpointing) and facts.device == "cpu" and heap.apart():
+        costs = replace(costs, spare=APART)
     largest = facts.survey.largest
-    checkpointing = config.checkpointing
     return budget(
         costs,
         limit_of(config.memory, facts.device),
@@ -294,6 +297,6 @@ def budget_of(
         min(batch * largest, facts.survey.tokens + facts.survey.context_tokens),
         device=facts.device,
         micro=config.micro or old.get("micro"),
-        checkpointing=old.get("checkpointing") if checkpointing is None else checkpointing,
+        checkpointing=checkpointing,
         told=config.memory is not None,
     )
