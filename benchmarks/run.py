@@ -20,6 +20,7 @@ interrupted goes on where it stopped. A section of RESULTS.md is written when it
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -99,6 +100,11 @@ def refused(names: Sequence[str], args: argparse.Namespace) -> str | None:
                 return f"Table {name} has no {setting}; leave --{setting} out."
         if not args.write and not possible(TABLES[name]):
             return f"Table {name} wants a GPU, and PyTorch finds none here."
+        sides = {
+            line.side for line in TABLES[name].lines if line.name in (args.only or [line.name])
+        }
+        if not args.write and sides & {"default", "best"} and "trl" not in _versions():
+            return f"Table {name} compares with TRL: pip install -e '.[bench]' (make bench does)."
     return None
 
 
@@ -139,9 +145,13 @@ def _rate(spec: dict[str, Any]) -> float:
 
 
 def _versions() -> dict[str, str]:
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
-    return {name: version(name) for name in ("torch", "transformers", "peft", "trl")}
+    found = {}
+    for name in ("torch", "transformers", "peft", "trl"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _needed(table: Table, args: argparse.Namespace) -> float | None:

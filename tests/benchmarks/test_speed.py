@@ -114,11 +114,13 @@ def test_the_measured_rate_is_that_of_matrix_products():
         (["dpo"], "There is no table dpo. Tables: dpo-lora, "),
         (["dpo-lora", "--prompts", "3"], "Table dpo-lora has no prompts; leave --prompts out."),
         (["growth", "--batch", "3"], "Table growth has no batch; leave --batch out."),
+        (["dpo-lora"], "Table dpo-lora compares with TRL: pip install -e '.[bench]'"),
         (["gpu-full"], "Table gpu-full wants a GPU, and PyTorch finds none here."),
     ],
 )
 def test_what_a_table_cannot_do_is_a_sentence(monkeypatch, command, sentence):
     monkeypatch.setattr(run, "possible", lambda table: table.spec.get("device") != "cuda")
+    monkeypatch.setattr(run, "_versions", dict)
     args = run._parser().parse_args(command)
     assert (run.refused(args.tables, args) or "").startswith(sentence)
 
@@ -139,6 +141,7 @@ def test_a_section_is_written_when_its_table_is_whole(monkeypatch, tmp_path):
     written = []
     monkeypatch.setattr(run, "write_section", lambda title, text: written.append(title))
     monkeypatch.setattr(run, "_needed", lambda *a: None)
+    monkeypatch.setattr(run, "_versions", lambda: {"trl": "1"})
     row = stored("", 1.0, 1000.0) | {"load": 1.0, "norms": [1.0]}
     monkeypatch.setattr(run, "_child", lambda spec: row)
     command = ["run", "dpo-lora", "--repeats", "1"]
