@@ -214,7 +214,7 @@ def memory(spec: dict[str, Any], clock: Clock) -> dict[str, Any]:
         clock.start()
         pa.train(
             "dpo",
-            model=spec["model"],
+            model=model_of(spec["model"]),
             data=str(data),
             output=f"{folder}/run",
             batch=spec["batch"],
@@ -280,7 +280,7 @@ def grow(spec: dict[str, Any], clock: Clock) -> dict[str, Any]:
     )
     from polyalign.policies.language import models
 
-    tokenizer = models.load_tokenizer(spec["model"])
+    tokenizer = models.load_tokenizer(model_of(spec["model"]))
     model = LlamaForCausalLM(config)
     model.get_input_embeddings().requires_grad_(False)
     model.lm_head.requires_grad_(False)

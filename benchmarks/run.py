@@ -93,6 +93,10 @@ def refused(names: Sequence[str], args: argparse.Namespace) -> str | None:
     unknown = [name for name in names if name not in TABLES]
     if unknown:
         return f"There is no table {unknown[0]}. Tables: {', '.join(TABLES)}."
+    known = [line.name for name in names for line in TABLES[name].lines]
+    strange = [name for name in args.only or () if name not in known]
+    if strange:
+        return f"There is no line '{strange[0]}'. Lines: {'; '.join(known)}."
     for name in names:
         for setting in _given(args):
             work = TABLES[name].spec["work"]

@@ -113,6 +113,7 @@ def test_the_measured_rate_is_that_of_matrix_products():
     [
         (["dpo"], "There is no table dpo. Tables: dpo-lora, "),
         (["dpo-lora", "--prompts", "3"], "Table dpo-lora has no prompts; leave --prompts out."),
+        (["growth", "--only", "ours"], "There is no line 'ours'. Lines: context 128, "),
         (["growth", "--batch", "3"], "Table growth has no batch; leave --batch out."),
         (["dpo-lora"], "Table dpo-lora compares with TRL: pip install -e '.[bench]'"),
         (["gpu-full"], "Table gpu-full wants a GPU, and PyTorch finds none here."),
