@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from torch.nn.attention import flex_attention as torch_flex
 
 from polyalign.policies.language import attention, flex
@@ -51,6 +54,28 @@ def test_values_and_gradients_are_those_of_the_path_for_cpus(on_cpu, name, windo
         found.append((out, *torch.autograd.grad(out, leaves, up)))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the kernel of a CPU needs g++")
+def test_one_compiled_kernel_serves_all_rows(monkeypatch):
+    """Compiled for a CPU, which computes values only: rows, windows and caps are its inputs."""
+    compiled = flex.kernel(True)
+    monkeypatch.setattr(flex, "kernel", lambda _: compiled)
+    before = counters["stats"]["unique_graphs"]
+    made = torch.Generator().manual_seed(0)
+    rows = (
+        (ROWS["longer than a block"], 130, 3.0),
+        (packed((150, (40, 6)), (30, (5,))), 20, 3.0),
+        (ROWS["one group"], 7, 5.0),
+    )
+    for row, window, cap in rows:
+        size = row.groups[-1].stop
+        inputs = [torch.randn(1, h, size, 16, generator=made) for h in (4, 2, 2)]
+        with torch.no_grad():
+            found = flex.by_blocks(row, *inputs, 0.25, window, cap)
+            wanted = attention._by_group(row, *inputs, 0.25, window, cap)
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert counters["stats"]["unique_graphs"] == before + 1
 
 
 @pytest.mark.parametrize("name", ROWS)

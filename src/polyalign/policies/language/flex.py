@@ -1,13 +1,15 @@
 """Attention over a packed row by FlexAttention, for GPUs.
 
-Its kernel exists on GPUs only. Masks, values and gradients are tested on the CPU by PyTorch's own
-formula of it; the kernel itself has not been run here.
+Its training kernel exists on GPUs only and has not been run here. Masks, values and gradients are
+tested on the CPU by PyTorch's own formula of it, and what is compiled by the kernel for CPUs, which
+computes values only.
 
 Axes: H query heads, J key heads, S places of the row, D features of a head.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +18,11 @@ from torch import Tensor
 
 from polyalign.policies.language.attention import Packed, places
 
-_compiled: dict[str, Callable[..., Any]] = {}
+KINDS = 64
+"""Kernels that may be compiled in one process: by window, cap, dtype, heads, with gradients or not,
+for one block or several. PyTorch's own 8 are few for two models, and beyond them it would go on
+uncompiled, with a matrix of all places.
+"""
 
 
 def by_blocks(
@@ -29,27 +35,31 @@ def by_blocks(
     softcap: float | None,
 ) -> Tensor:
     """One kernel over the row with a mask of blocks, for GPUs (compiled there at first use)."""
-    from torch.nn.attention.flex_attention import flex_attention
-
-    if query.is_cuda:
-        if "flex" not in _compiled:
-            _compiled["flex"] = torch.compile(flex_attention, dynamic=True)
-        compute = _compiled["flex"]
-    else:
-        compute = flex_attention
     modify = None
     if softcap is not None:
-        cap = softcap
+        cap = torch.tensor(softcap, device=query.device)  # a number would be compiled in, or fail
 
         def modify(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
             return torch.tanh(score / cap) * cap
 
-    out = compute(
+    out = kernel(query.is_cuda)(
         query, key, value, score_mod=modify, block_mask=_mask(row, window, query.device),
         scale=scaling, enable_gqa=query.shape[1] != key.shape[1],
     )  # fmt: skip
     found: Tensor = out.transpose(1, 2)
     return found
+
+
+@functools.cache
+def kernel(compiled: bool) -> Callable[..., Any]:
+    """FlexAttention, compiled or by its formula."""
+    from torch._dynamo import config
+    from torch.nn.attention.flex_attention import flex_attention
+
+    if not compiled:
+        return flex_attention
+    config.recompile_limit = max(config.recompile_limit, KINDS)
+    return torch.compile(flex_attention, dynamic=True)
 
 
 BLOCK = 128
@@ -75,12 +85,14 @@ def _mask(row: Packed, window: int | None, device: torch.device) -> Any:
     ).to(device)
     block, position = torch.cat(blocks).to(device), torch.cat(positions).to(device)
     size = len(position)
+    # Nothing that changes from row to row or layer to layer may be a number here, only a tensor:
+    # the kernel would be compiled again.
+    reach = None if window is None else torch.tensor(window, device=device)
 
     def sees(b: Any, h: Any, i: Tensor, j: Tensor) -> Tensor:
         beside = (block[i] == block[j]) | (block[j] == 0)
         seen = (i >= j) & (group[i] == group[j]) & beside
-        # Nothing that changes from row to row may be a constant here: it would be compiled again.
-        return seen if window is None else seen & (position[i] - position[j] < window)
+        return seen if reach is None else seen & (position[i] - position[j] < reach)
 
     some, all_seen = _blocks(group, sees)
     counts = [x.sum(-1, dtype=torch.int32)[None, None] for x in (some & ~all_seen, all_seen)]
