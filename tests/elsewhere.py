@@ -107,6 +107,8 @@ def _compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         raise RuntimeError(f"{func}: all tensors must be on cuda:0; on the CPU: {sizes}")
     if "for_cpu" in func._schema.name:
         raise RuntimeError(f"{func} is a kernel of the CPU")
+    if func is aten.mm.dtype:  # narrow numbers, summed in another dtype: not on a CPU
+        func, args = aten.mm.default, (args[0].to(args[2]), args[1].to(args[2]))
     out = tree_map_only(Tensor, Far, func(*_near(args), **_near(kwargs)))
     return return_and_correct_aliasing(func, args, kwargs, out)
 
@@ -180,6 +182,7 @@ def _flex(
     block_mask: Any = None,
     scale: float | None = None,
     enable_gqa: bool = False,
+    kernel_options: Any = None,
 ) -> Tensor:
     """FlexAttention by its formula, over all places."""
     times = query.shape[1] // key.shape[1]

@@ -19,6 +19,8 @@ from polyalign import api
 from polyalign.errors import Interrupted
 from polyalign.policies.language import attention, flex
 from polyalign.policies.language.adapters import LoraSpec
+from polyalign.policies.language.logits import Head
+from polyalign.policies.language.logprobs import token_quantities
 from polyalign.policies.language.policy import LanguagePolicy
 from polyalign.protocols import Sampling
 from polyalign.runs.folder import FolderHooks
@@ -98,6 +100,30 @@ def test_the_kernel_gives_the_values_and_gradients_of_a_mask(name, window, cap):
         found.append((out, *torch.autograd.grad(out, leaves, up)))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one.cpu(), other.cpu(), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("want", [frozenset(), frozenset({"entropy"})])
+@pytest.mark.parametrize("trains", [False, True])
+def test_a_head_that_multiplies_narrow_numbers_gives_the_float32_of_them(trains, want):
+    """Products of bfloat16 are exact in float32; only what is multiplied backwards is rounded."""
+    made = torch.Generator().manual_seed(0)
+    drawn = [torch.randn(*size, generator=made).bfloat16() for size in ((9, 16), (5000, 16))]
+    targets = torch.randint(0, 5000, (9,), generator=made)
+    found = []
+    for place, narrow in (("cuda", torch.bfloat16), ("cpu", None)):
+        states = drawn[0].to(place, narrow or torch.float32, copy=True).requires_grad_()
+        weight = drawn[1].to(place, torch.float32, copy=True).requires_grad_(trains)
+        bias = torch.linspace(-1, 1, 5000).to(place)
+        head = Head(weight, bias, 0.5, 30.0, narrow)
+        told = token_quantities(states, head, targets.to(place), want)
+        leaves = [states, weight] if trains else [states]
+        slopes = torch.autograd.grad(sum(x.sum() for x in told.values()), leaves)
+        found.append(([*told.values()], [x.float() for x in slopes]))
+    for one, other in zip(found[0][0], found[1][0], strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one.cpu(), other, rtol=1e-5, atol=1e-4)
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        assert float((one.cpu() - other).norm()) < 0.01 * float(other.norm())
 
 
 @pytest.mark.parametrize("law", [{}, {"temperature": 0.7, "top_p": 0.9, "top_k": 20}])

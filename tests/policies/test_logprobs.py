@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
 
 from polyalign.policies.language import logprobs
-from polyalign.policies.language.logprobs import TOKENS, Head, buffers, token_quantities
+from polyalign.policies.language.logits import Head
+from polyalign.policies.language.logprobs import TOKENS, buffers, token_quantities
 from polyalign.policies.language.signals import AGAINST, LAW
 from polyalign.types import Rows
 from tests.policies import tiny

@@ -302,7 +302,7 @@ def _check(trunk: Trunk) -> int:
     head = trunk.head.wide()
 
     def law(states: Tensor) -> Tensor:
-        return head(states.to(torch.promote_types(states.dtype, torch.float32))).log_softmax(-1)
+        return head(states).log_softmax(-1)
 
     try:
         prefix = Prefix(trunk, contexts)

@@ -44,10 +44,14 @@ def by_blocks(
 
     out = kernel(query.is_cuda)(
         query, key, value, score_mod=modify, block_mask=_mask(row, window, query.device),
-        scale=scaling, enable_gqa=query.shape[1] != key.shape[1],
+        scale=scaling, enable_gqa=query.shape[1] != key.shape[1], kernel_options=ONE_KERNEL,
     )  # fmt: skip
     found: Tensor = out.transpose(1, 2)
     return found
+
+
+ONE_KERNEL = {"FORCE_USE_FLEX_ATTENTION": True}
+"""Short rows by the same kernel as long ones, so that a row's numbers do not depend on its pass."""
 
 
 @functools.cache

@@ -156,12 +156,6 @@ class _Drawn:
         self.logp[:, : logp.shape[1]] = logp
 
 
-def _logits(policy: LanguagePolicy) -> Any:
-    """From states to logits in float32 or better."""
-    head = policy.trunk.head.wide()
-    return lambda states: head(states.to(torch.promote_types(states.dtype, torch.float32)))
-
-
 def _shared(
     policy: LanguagePolicy, contexts: list[tuple[int, ...]], n: int, drawn: _Drawn, place: int
 ) -> None:
@@ -169,7 +163,7 @@ def _shared(
 
     ``place`` is the memory of one place of one row.
     """
-    logits = _logits(policy)
+    logits = policy.trunk.head.wide()
     steps = drawn.how.max_steps
     room = max(
         min(ROWS.get(policy.device.type, 512), MEMORY // (place * steps), len(drawn.length)), 1
@@ -224,7 +218,7 @@ def _own_cache(
 ) -> None:
     """Sample all rows with the model's own cache, batch after batch."""
     most = max(OWN_CACHE_ROWS.get(policy.device.type, 256) // n, 1)
-    logits, way = _logits(policy), own_cache.way_of(policy.trunk)
+    logits, way = policy.trunk.head.wide(), own_cache.way_of(policy.trunk)
     for picked in own_cache.batches(contexts, way, most):
         rows = torch.tensor([i * n + k for i in picked for k in range(n)], device=policy.device)
         batch = own_cache.Batch(policy.trunk, [contexts[i] for i in picked], n, rows, way)

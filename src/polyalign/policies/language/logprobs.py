@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
+from polyalign.policies.language.logits import Head, add_product, linear, widened
 from polyalign.policies.language.signals import quantities
 
 TOKENS = 1 << 12
@@ -33,73 +33,6 @@ LAWS = 1 << 23
 
 LAWS_AT_ONCE = 1 << 20
 """Logits whose signals are made at once, each of which takes several buffers of that size."""
-
-
-@dataclass(frozen=True)
-class Head:
-    """From states to logits: ``softcap * tanh(scale * (W h + b) / softcap)``.
-
-    ``weight`` None means that the states are the logits already.
-    """
-
-    weight: Tensor | None = None
-    bias: Tensor | None = None
-    scale: float = 1.0
-    softcap: float | None = None
-
-    def wide(self) -> Head:
-        """In float32 at least: sums over a vocabulary need it."""
-        if self.weight is None:
-            return self
-        bias = None if self.bias is None else _wide(self.bias)
-        return Head(_wide(self.weight), bias, self.scale, self.softcap)
-
-    def copy(self) -> Head:
-        """The same with numbers of its own."""
-        weight, bias = (None if p is None else p.detach().clone() for p in (self.weight, self.bias))
-        return Head(weight, bias, self.scale, self.softcap)
-
-    @property
-    def trains(self) -> bool:
-        parts = (self.weight, self.bias)
-        return torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in parts)
-
-    def __call__(self, states: Tensor) -> Tensor:
-        """Logits [M, V] of states [M, H]."""
-        return self.shape(self.product(states))
-
-    def product(self, states: Tensor, tokens: slice = slice(None)) -> Tensor:
-        """``W h + b`` of some tokens, in the dtype of the states."""
-        if self.weight is None:
-            return states
-        bias = None if self.bias is None else self.bias[tokens].to(states.dtype)
-        return F.linear(states, self.weight[tokens].to(states.dtype), bias)
-
-    def shape(self, logits: Tensor) -> Tensor:
-        """What becomes of the products: scaled and capped."""
-        if self.scale != 1.0:
-            logits = logits * self.scale
-        if self.softcap is not None:
-            logits = torch.tanh(logits / self.softcap) * self.softcap
-        return logits
-
-    def shape_(self, logits: Tensor) -> Tensor:
-        """The same in place."""
-        if self.scale != 1.0:
-            logits.mul_(self.scale)
-        if self.softcap is not None:
-            logits.div_(self.softcap).tanh_().mul_(self.softcap)
-        return logits
-
-    def slope(self, logits: Tensor) -> Tensor | float:
-        """The derivative of :meth:`shape`, at what it gave."""
-        if self.softcap is None:
-            return self.scale
-        return (logits / self.softcap).square_().neg_().add_(1.0).mul_(self.scale)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def token_quantities(
@@ -205,20 +138,20 @@ class _LogProbability(torch.autograd.Function):
         slope: bool,
     ) -> Tensor:
         ctx.dtype, ctx.head, ctx.chunk = states.dtype, head, chunk
-        x = states.to(_wide(weight[:0]).dtype)
-        run = _Running(targets, x.dtype)
-        mean = torch.zeros_like(x) if slope else None
+        x = states.to(head.dtype)
+        run = _Running(targets, widened(x[:0]).dtype)
+        mean = torch.zeros_like(widened(x)) if slope else None
         for tokens, steps in _chunks(x, len(weight), chunk):
             w = weight[tokens].to(x.dtype)
-            b = None if bias is None else bias[tokens].to(x.dtype)
+            b = None if bias is None else bias[tokens]
             for at in steps:
-                logits = head.shape_(F.linear(x[at], w, b))
+                logits = head.shape_(linear(x[at], w, b))
                 bend = head.slope(logits) if slope else 1.0
                 shrink = run.add(logits, at, tokens)
                 if mean is not None:
-                    mean[at].mul_(shrink).addmm_(logits.mul_(bend), w)
+                    add_product(mean[at].mul_(shrink), logits.mul_(bend), w)
         if mean is not None:
-            own = weight[targets].to(x.dtype) * head.slope(run.chosen)
+            own = weight[targets].to(mean.dtype) * head.slope(run.chosen)
             ctx.save_for_backward(torch.sub(own, mean.div_(run.total), out=own))
         else:
             ctx.save_for_backward(states, weight, bias, targets, run.largest, run.total)
@@ -232,26 +165,26 @@ class _LogProbability(torch.autograd.Function):
         if ctx.slope:
             return (up * ctx.saved_tensors[0]).to(ctx.dtype), *[None] * 6
         states, weight, bias, targets, largest, total = ctx.saved_tensors
-        x = states.to(up.dtype)
-        run = _Running(targets, x.dtype)
-        of_x = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
+        x = states.to(ctx.head.dtype)
+        run = _Running(targets, up.dtype)
+        of_x = torch.zeros_like(x, dtype=up.dtype) if ctx.needs_input_grad[0] else None
         of_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
-        of_bias = torch.zeros_like(bias, dtype=x.dtype) if ctx.needs_input_grad[2] else None
+        of_bias = torch.zeros_like(bias, dtype=up.dtype) if ctx.needs_input_grad[2] else None
         for tokens, steps in _chunks(x, len(weight), ctx.chunk):
             w = weight[tokens].to(x.dtype)
-            b = None if bias is None else bias[tokens].to(x.dtype)
-            of_w = torch.zeros_like(w) if of_weight is not None else None
+            b = None if bias is None else bias[tokens]
+            of_w = torch.zeros_like(w, dtype=up.dtype) if of_weight is not None else None
             for at in steps:
-                logits = ctx.head.shape_(F.linear(x[at], w, b))
+                logits = ctx.head.shape_(linear(x[at], w, b))
                 bend = ctx.head.slope(logits)
                 place, inside = run.where(at, tokens)
                 law = logits.sub_(largest[at]).exp_().div_(total[at])
                 law.scatter_add_(1, place, -inside.to(law.dtype))
                 of_logits = law.mul_(bend).mul_(-up[at])
                 if of_x is not None:
-                    of_x[at].addmm_(of_logits, w)
+                    add_product(of_x[at], of_logits, w)
                 if of_w is not None:
-                    of_w.addmm_(of_logits.t(), x[at])
+                    add_product(of_w, of_logits.t(), x[at])
                 if of_bias is not None:
                     of_bias[tokens] += of_logits.sum(0)
             if of_weight is not None and of_w is not None:
@@ -290,7 +223,7 @@ class _Laws:
         if self.reference is None:
             return None
         states, head = self.reference
-        products = _products(_wide(states[at]), head)
+        products = _products(states[at], head)
         return products if head.weight is None else head.shape_(products)
 
 
@@ -303,12 +236,12 @@ class _Signals(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(states, weight, bias)
         ctx.laws = laws
-        dtype = _wide(states[:0]).dtype
+        dtype = widened(states[:0]).dtype
         values = {name: torch.empty(len(states), dtype=dtype, device=states.device)
                   for name in laws.names}  # fmt: skip
         run = _Running(laws.targets, dtype)
         for at in laws.steps(states):
-            logits = laws.head.shape(_products(_wide(states[at]), laws.head))
+            logits = laws.head.shape(_products(states[at], laws.head))
             other = laws.other(at)
             for part in laws.few(states, at):
                 here = slice(at.start + part.start, at.start + part.stop)
@@ -329,11 +262,11 @@ class _Signals(torch.autograd.Function):
         of_states = torch.empty_like(states)
         of_weight = of_bias = None
         if ctx.needs_input_grad[1]:
-            of_weight = torch.zeros_like(weight, dtype=_wide(weight[:0]).dtype)
+            of_weight = torch.zeros_like(weight, dtype=widened(weight[:0]).dtype)
         if ctx.needs_input_grad[2]:
-            of_bias = torch.zeros_like(bias, dtype=_wide(bias[:0]).dtype)
+            of_bias = torch.zeros_like(bias, dtype=widened(bias[:0]).dtype)
         for at in laws.steps(states):
-            x = _wide(states[at])
+            x = states[at].to(laws.head.dtype) if weight is not None else widened(states[at])
             products, other = _products(x, laws.head), laws.other(at)
             of_products = torch.empty_like(products) if weight is None else products
             for part in laws.few(states, at):
@@ -349,12 +282,12 @@ class _Signals(torch.autograd.Function):
             if weight is None:
                 of_states[at] = of_products
                 continue
-            of_x = torch.zeros_like(x)
+            of_x = torch.zeros_like(x, dtype=products.dtype)
             for tokens in _slices(len(weight), TOKENS):
                 of_logits = of_products[:, tokens]
-                of_x.addmm_(of_logits, weight[tokens].to(x.dtype))
+                add_product(of_x, of_logits, weight[tokens].to(x.dtype))
                 if of_weight is not None:
-                    of_weight[tokens].addmm_(of_logits.t(), x)
+                    add_product(of_weight[tokens], of_logits.t(), x)
                 if of_bias is not None:
                     of_bias[tokens] += of_logits.sum(0)
             of_states[at] = of_x
@@ -366,11 +299,14 @@ class _Signals(torch.autograd.Function):
         )
 
 
-def _products(x: Tensor, head: Head) -> Tensor:
-    """``W h + b`` [M, V] of states x; weights of a narrower dtype are widened a chunk at a time."""
-    if head.weight is None or head.weight.dtype == x.dtype:
+def _products(states: Tensor, head: Head) -> Tensor:
+    """``W h + b`` [M, V] in float32 at least; weights of another dtype are cast chunk by chunk."""
+    if head.weight is None:
+        return widened(states)
+    x = states.to(head.dtype)
+    if head.weight.dtype == x.dtype:
         return head.product(x)
-    out = x.new_empty(len(x), len(head.weight))
+    out = x.new_empty(len(x), len(head.weight), dtype=widened(x[:0]).dtype)
     for tokens in _slices(len(head.weight), TOKENS):
         out[:, tokens] = head.product(x, tokens)
     return out

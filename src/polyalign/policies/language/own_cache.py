@@ -173,9 +173,6 @@ def _gap(trunk: Trunk, way: Way) -> float:
         for row, state in zip(rows.tolist(), states):
             whole = (*contexts[row // 2], *steps[row, :t].tolist())
             right = Batch(trunk, (whole,), 1, rows[:1], "whole").state
-            laws = (
-                head(x.to(torch.promote_types(x.dtype, torch.float32))).log_softmax(-1)
-                for x in (state, right[0])
-            )
+            laws = (head(x).log_softmax(-1) for x in (state, right[0]))
             gap = max(gap, float((next(laws) - next(laws)).abs().max()))
     return gap

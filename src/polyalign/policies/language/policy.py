@@ -17,7 +17,8 @@ from polyalign.policies.language.adapters import LoraSpec
 from polyalign.policies.language.cache import TokenCache
 from polyalign.policies.language.defaults import dtype_of, template_of
 from polyalign.policies.language.layout import lay, passes
-from polyalign.policies.language.logprobs import Head, token_quantities
+from polyalign.policies.language.logits import Head
+from polyalign.policies.language.logprobs import token_quantities
 from polyalign.policies.language.remembered import Once, Remembered, once
 from polyalign.policies.language.saving import write
 from polyalign.policies.language.signals import AGAINST, LAW, ROW, two_laws
@@ -249,8 +250,7 @@ class LanguagePolicy:
         """The states [M, H] before the rows' own steps, and the head that reads them."""
 
         def compute() -> tuple[Tensor, Head]:
-            head = self.trunk.head
-            # A gathered head goes when the pass ends.
+            head = self.trunk.head  # a gathered one goes when the pass ends
             return self._states(rows)[0], head.copy() if self.lockstep else head
 
         return self._asked(compute)

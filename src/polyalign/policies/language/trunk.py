@@ -21,7 +21,8 @@ from torch.utils.checkpoint import checkpoint
 from polyalign.errors import ModelError
 from polyalign.policies.language import attention, fused
 from polyalign.policies.language.layout import Kind, Laid, lay
-from polyalign.policies.language.logprobs import Head, token_quantities
+from polyalign.policies.language.logits import Head, narrow_products
+from polyalign.policies.language.logprobs import token_quantities
 from polyalign.types import Row, Rows
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,9 @@ class Trunk:
     def head(self) -> Head:
         """The output head as it is now; states are the logits themselves where it is not known."""
         head = _head(self.model) if self.splits else None
-        return head or Head()
+        if head is None:
+            return Head()
+        return replace(head, narrow=narrow_products(self.device, self.dtype))
 
     def layout(self, rows: Rows | None = None) -> Kind:
         """The best layout that this model computes exactly (these rows); checked at first call."""
