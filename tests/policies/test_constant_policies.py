@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from polyalign.errors import ModelError, OptionError
+from polyalign.policies.language import adapters
 from polyalign.policies.language.adapters import LoraSpec, changes_nothing
 from polyalign.policies.language.policy import LanguagePolicy
 from polyalign.types import Rows
@@ -175,6 +176,21 @@ def test_lora_options_that_do_not_fit_are_refused(base, tmp_path):
     LanguagePolicy.from_pretrained(base, lora=LORA).save(tmp_path)
     with pytest.raises(ModelError, match="is an adapter already.*polyalign model merge"):
         LanguagePolicy.from_pretrained(tmp_path, lora=LORA)
+
+
+def test_a_router_that_is_linear_by_its_class_alone_has_no_adapter():
+    from transformers import PhimoeConfig, PhimoeForCausalLM
+
+    size = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 2}
+    model = PhimoeForCausalLM(PhimoeConfig(**size, **heads))
+    ids = torch.tensor([[1, 2, 3]])
+    before = model(ids).logits
+    adapted = adapters.attach(model, LoraSpec(r=2), 0, "phimoe")
+    assert torch.equal(adapted(ids).logits, before)
+    names = adapters.adapter_parameters(adapted)
+    assert any("q_proj" in name for name in names)
+    assert not any("router" in name for name in names)
 
 
 def test_a_whole_model_saved_loads_in_transformers_and_says_the_same(base, tmp_path):

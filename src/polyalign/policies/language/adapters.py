@@ -48,6 +48,7 @@ def attach(model: nn.Module, spec: LoraSpec, seed: int, base: str) -> Any:
         r=spec.r,
         lora_alpha=spec.alpha,
         target_modules=targets,
+        exclude_modules=_other_layers(model) or None,
         lora_dropout=0.0,
         task_type=TaskType.CAUSAL_LM,
     )
@@ -95,6 +96,31 @@ def attach_folder(model: nn.Module, folder: Path) -> Any:
 
 def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _other_layers(model: nn.Module) -> list[str]:
+    """Layers that are linear by their class alone: routers, layers in groups (Llama 4, PhiMoE).
+
+    An adapter adds a product to what a layer gives, which is another thing there.
+    """
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and type(module).__module__.startswith("transformers.models.")
+        and not _is_product(module)
+    ]
+
+
+@torch.no_grad()
+def _is_product(layer: nn.Linear) -> bool:
+    x = torch.linspace(-1.0, 1.0, layer.in_features).to(layer.weight).unsqueeze(0)
+    try:
+        found = layer(x)
+    except (RuntimeError, ValueError, IndexError):
+        return False
+    wanted = nn.functional.linear(x, layer.weight, layer.bias)
+    return isinstance(found, torch.Tensor) and torch.allclose(found, wanted, rtol=1e-2, atol=1e-2)
 
 
 def enable(model: nn.Module, on: bool) -> None:
