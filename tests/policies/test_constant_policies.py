@@ -12,6 +12,7 @@ from polyalign.errors import ModelError, OptionError
 from polyalign.policies.language import adapters
 from polyalign.policies.language.adapters import LoraSpec, changes_nothing
 from polyalign.policies.language.policy import LanguagePolicy
+from polyalign.protocols import Sampling
 from polyalign.types import Rows
 from tests.conftest import make_tiny_llama
 from tests.policies import tiny
@@ -191,6 +192,28 @@ def test_a_router_that_is_linear_by_its_class_alone_has_no_adapter():
     names = adapters.adapter_parameters(adapted)
     assert any("q_proj" in name for name in names)
     assert not any("router" in name for name in names)
+
+
+@pytest.mark.parametrize("family", ["Mamba", "FalconMamba"])
+def test_state_spaces_take_adapters_where_they_act_and_are_sampled_with_them(family):
+    import transformers
+
+    size = {"vocab_size": 340, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}
+    config = getattr(transformers, f"{family}Config")(**size, time_step_rank=4, expand=2)
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    peft = adapters.attach(model, LoraSpec(r=2), 0, "tiny")
+    for name, parameter in adapters.adapter_parameters(peft).items():
+        assert "dt_proj" not in name
+        assert "out_proj" not in name
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    policy = LanguagePolicy(peft.get_base_model(), tiny.tokenizer(), peft=peft)
+    drawn = policy.sample(["Why?"], 2, Sampling(max_steps=4), [1, 2])
+    rows = Rows.collate(drawn.rows)
+    with torch.no_grad():
+        again = policy.score(rows).logp
+    torch.testing.assert_close(again[rows.mask], drawn.old[rows.mask], rtol=0, atol=1e-4)
 
 
 def test_a_whole_model_saved_loads_in_transformers_and_says_the_same(base, tmp_path):

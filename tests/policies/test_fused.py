@@ -93,3 +93,29 @@ def test_modules_that_differ_are_evaluated_by_themselves(caplog):
         policy.trunk.layout()
     assert "its own modules, as ours differ" in caplog.text
     assert not policy.model.model.norm.forward.on
+
+
+def test_what_a_layer_gives_may_be_changed_in_place(exact):
+    """As Llama 4 does, which adds its experts' results to a gated layer's."""
+    policy = stirred(tiny.policy("llama", lora=LORA))
+    layer = policy.model.model.layers[0]
+    x = torch.randn(1, 3, layer.mlp.gate_proj.in_features, dtype=torch.float64)
+    for module in (layer.mlp, layer.self_attn.q_proj):
+        grads = []
+        for change in (lambda y: y.add_(1.0), lambda y: y + 1.0):
+            leaf = x.clone().requires_grad_()
+            grads.append(torch.autograd.grad(change(module(leaf)).square().sum(), leaf)[0])
+        torch.testing.assert_close(*grads, rtol=0, atol=1e-12)
+
+
+def test_a_norm_that_has_a_weight_without_reading_it_is_not_ours():
+    class TinyRMSNorm(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(8))
+            self.variance_epsilon = 1e-6
+
+        def forward(self, x):
+            return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
+    assert fused._norm(TinyRMSNorm()) is None

@@ -98,18 +98,30 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
+STEP = ".dt_proj"
+"""A layer of state spaces (Mamba, Falcon-Mamba, Jamba) whose weight the recurrence reads itself, so
+that an adapter on it would change nothing."""
+
+STATE_SPACES = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
+"""Families whose kernels read the weight of ``out_proj`` themselves; `peft` refuses it there."""
+
+
 def _other_layers(model: nn.Module) -> list[str]:
     """Layers that are linear by their class alone: routers, layers in groups (Llama 4, PhiMoE).
 
     An adapter adds a product to what a layer gives, which is another thing there.
     """
-    return [
+    found = [
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
         and type(module).__module__.startswith("transformers.models.")
         and not _is_product(module)
     ]
+    found += [name for name, _ in model.named_modules() if name.endswith(STEP)]
+    if getattr(getattr(model, "config", None), "model_type", None) in STATE_SPACES:
+        found.append("out_proj")
+    return found
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from polyalign.errors import ModelError
+from polyalign.policies.language.adapters import STEP
 
 
 @contextlib.contextmanager
@@ -85,7 +86,7 @@ def _on(model: nn.Module, name: str) -> bool:
 
 def _layers(model: nn.Module) -> list[Any]:
     """The layers that compute a plain low-rank adapter now, of weights that do not round it."""
-    plain: list[Any] = [module for module in model.modules() if _plain(module)]
+    plain: list[Any] = [x for n, x in model.named_modules() if _plain(x) and not n.endswith(STEP)]
     wide = (torch.float32, torch.float64)
     return [x for x in plain if x.get_base_layer().weight.dtype in wide]
 

@@ -103,6 +103,12 @@ def _again(x: Tensor, inverse: Tensor | None, factor: Tensor | None) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
+def _shaped(out: Tensor, x: Tensor) -> Tensor:
+    """The output [M, O] in the shape of x, not a view of it: some models add to it in place."""
+    found: Tensor = torch.ops.aten._unsafe_view(out, [*x.shape[:-1], out.shape[-1]])
+    return found
+
+
 class _Adapted(torch.autograd.Function):
     """A linear layer with its adapter."""
 
@@ -111,7 +117,7 @@ class _Adapted(torch.autograd.Function):
         out, inside = _forward(x.reshape(-1, x.shape[-1]), weights, scale)
         _save(ctx, *source, inside, *weights)
         ctx.scale, ctx.shape = scale, x.shape
-        return out.unflatten(0, x.shape[:-1])
+        return _shaped(out, x)
 
     @staticmethod
     @once_differentiable
@@ -137,7 +143,7 @@ class _Gated(torch.autograd.Function):
         out, third = _forward(F.silu(gate).mul_(up), weights[8:], scales[2])
         _save(ctx, *source, gate, up, first, second, third, *weights)
         ctx.scales, ctx.shape = scales, x.shape
-        return out.unflatten(0, x.shape[:-1])
+        return _shaped(out, x)
 
     @staticmethod
     @once_differentiable
@@ -243,7 +249,8 @@ class _FusedNorm(Fused):
 
     def compute(self, x: Tensor) -> Tensor | None:
         weight = self.module.weight
-        if x.device.type != "cpu" or x.dtype != weight.dtype or not _wide(x):
+        fits = x.dtype == weight.dtype and x.shape[-1] == len(weight)
+        if x.device.type != "cpu" or not fits or not _wide(x):
             return None
         out, inverse = _norm_of(x, weight, self.eps, self.offset)
         if out.requires_grad:
@@ -350,8 +357,16 @@ def _norm(module: Any) -> _FusedNorm | None:
         for offset in (0.0, 1.0):
             found, _ = _norm_of(x, weight, eps, offset)
             if torch.allclose(found, module(x), rtol=1e-5, atol=1e-6):
+                if not _weighs(module, x):
+                    break
                 return _FusedNorm(module, eps, offset)
     return None
+
+
+def _weighs(module: nn.Module, x: Tensor) -> bool:
+    """Whether a norm reads its weight, which some only have."""
+    more = {"weight": torch.full_like(x[0], 3.0)}
+    return not torch.equal(torch.func.functional_call(module, more, (x,)), module(x))
 
 
 @contextlib.contextmanager
