@@ -184,11 +184,12 @@ def test_a_router_that_is_linear_by_its_class_alone_has_no_adapter():
 
     size = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 2}
-    model = PhimoeForCausalLM(PhimoeConfig(**size, **heads))
+    torch.manual_seed(0)
+    model = PhimoeForCausalLM(PhimoeConfig(**size, **heads)).eval()
     ids = torch.tensor([[1, 2, 3]])
     before = model(ids).logits
     adapted = adapters.attach(model, LoraSpec(r=2), 0, "phimoe")
-    assert torch.equal(adapted(ids).logits, before)
+    torch.testing.assert_close(adapted(ids).logits, before, rtol=0, atol=1e-6)
     names = adapters.adapter_parameters(adapted)
     assert any("q_proj" in name for name in names)
     assert not any("router" in name for name in names)
