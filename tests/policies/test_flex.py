@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import sysconfig
+from pathlib import Path
 
 import pytest
 import torch
@@ -56,7 +58,13 @@ def test_values_and_gradients_are_those_of_the_path_for_cpus(on_cpu, name, windo
         torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="the kernel of a CPU needs g++")
+HEADERS = Path(sysconfig.get_path("include"), "Python.h")
+
+
+@pytest.mark.skipif(
+    shutil.which("g++") is None or not HEADERS.exists(),
+    reason="the kernel for CPUs is compiled: it needs g++ and Python's headers",
+)
 def test_one_compiled_kernel_serves_all_rows(monkeypatch):
     """Compiled for a CPU, which computes values only: rows, windows and caps are its inputs."""
     compiled = flex.kernel(True)
