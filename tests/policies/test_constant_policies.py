@@ -203,6 +203,9 @@ def test_state_spaces_take_adapters_where_they_act_and_are_sampled_with_them(fam
     config = getattr(transformers, f"{family}Config")(**size, time_step_rank=4, expand=2)
     torch.manual_seed(0)
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    for target in ("dt_proj", "out_proj"):
+        with pytest.raises(ModelError, match=f"on {target} would not act.*Leave it out"):
+            adapters.attach(model, LoraSpec(r=2, targets=("in_proj", target)), 0, "tiny")
     peft = adapters.attach(model, LoraSpec(r=2), 0, "tiny")
     for name, parameter in adapters.adapter_parameters(peft).items():
         assert "dt_proj" not in name

@@ -44,11 +44,14 @@ def attach(model: nn.Module, spec: LoraSpec, seed: int, base: str) -> Any:
     from peft import LoraConfig, TaskType, get_peft_model
 
     targets = spec.targets if isinstance(spec.targets, str) else list(spec.targets)
+    without = _other_layers(model)
+    if isinstance(targets, list):
+        _check_targets(model, targets, without)
     config = LoraConfig(
         r=spec.r,
         lora_alpha=spec.alpha,
         target_modules=targets,
-        exclude_modules=_other_layers(model) or None,
+        exclude_modules=without or None,
         lora_dropout=0.0,
         task_type=TaskType.CAUSAL_LM,
     )
@@ -96,6 +99,23 @@ def attach_folder(model: nn.Module, folder: Path) -> Any:
 
 def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _check_targets(model: nn.Module, targets: list[str], without: list[str]) -> None:
+    """Raise :class:`ModelError` for a target that is in the model and takes no adapter there."""
+
+    def ends(name: str, part: str) -> bool:
+        return name == part or name.endswith(f".{part}")
+
+    names = [name for name, _ in model.named_modules()]
+    for target in targets:
+        found = [name for name in names if ends(name, target)]
+        if found and all(any(ends(name, part) for part in without) for name in found):
+            raise ModelError(
+                f"An adapter on {target} would not act in {type(model).__name__}, which reads that "
+                "layer's weight itself or routes by it.",
+                "Leave it out of the LoRA targets, or use all-linear.",
+            )
 
 
 STEP = ".dt_proj"
